@@ -1,0 +1,2 @@
+//! Entry point of `holdfast-agent`.
+fn main() {}

@@ -1,0 +1,16 @@
+//! The bottom floor: ids, names, error kinds, limits and clocks that every other crate shares.
+
+#![forbid(unsafe_code)]
+
+mod clock;
+mod error;
+mod id;
+pub mod limits;
+mod name;
+
+pub use clock::{Clock, ManualClock, SystemClock, UnixMillis};
+pub use error::{ErrorKind, HasKind};
+pub use id::{
+    ChunkId, ClusterId, IdError, JobId, PackId, RequestId, SessionId, SnapshotId, StoreId, VaultId,
+};
+pub use name::{Name, NameError, SourceRef};

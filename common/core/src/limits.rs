@@ -1,0 +1,87 @@
+//! Every bound of the system, named, with its reason. Sizes are in bytes.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// --- Engine -----------------------------------------------------------------
+
+/// Largest raw content of one chunk: bounds every decompression and every buffer that holds one.
+pub const CHUNK_MAX: usize = 4 * MIB;
+/// Smallest content-defined chunk, save the last of a file.
+pub const CHUNK_MIN: usize = 128 * KIB;
+/// Size that content-defined chunks gather around.
+pub const CHUNK_AVG: usize = 1024 * KIB;
+/// Length of a segment of a file that is rewritten in place.
+pub const SEGMENT_LEN: usize = MIB;
+/// Most links of one node: a damaged or hostile node cannot make a walker hold more.
+pub const NODE_LINKS_MAX: usize = 2048;
+/// Largest raw payload of a node.
+pub const NODE_PAYLOAD_MAX: usize = 2 * MIB;
+/// Deepest tree of nodes for one file or one directory; 1000^6 entries are beyond any file.
+pub const NODE_DEPTH_MAX: usize = 8;
+/// Deepest nesting of directories: PATH_MAX allows 2048 one-letter names.
+pub const DIR_DEPTH_MAX: usize = 2048;
+/// Longest file name: NAME_MAX on Linux.
+pub const FILE_NAME_MAX: usize = 255;
+/// A pack is closed once it holds this much. Half of what the design began with: an agent keeps a
+/// closed pack until it is acknowledged, and its memory bound is 128 MiB.
+pub const PACK_TARGET: usize = 16 * MIB;
+/// Longest pack that is accepted: the target, one largest blob and the directory.
+pub const PACK_MAX: usize = 64 * MIB;
+/// Most blobs of one pack: bounds the directory that a reader must hold.
+pub const PACK_BLOBS_MAX: usize = 64 * 1024;
+/// Largest root object.
+pub const ROOT_MAX: usize = 256 * KIB;
+/// Largest key object or grant.
+pub const KEY_OBJECT_MAX: usize = 64 * KIB;
+
+// --- Wire -------------------------------------------------------------------
+
+/// Largest gRPC message: a batch of blobs holds at least one largest blob with its header.
+pub const MESSAGE_MAX: usize = 8 * MIB;
+/// Piece in which packs travel: large enough for throughput, small enough for fair streams.
+pub const FRAME_LEN: usize = 512 * KIB;
+/// Most ids in one query or fetch.
+pub const IDS_PER_QUERY: usize = 1024;
+/// Most rows in one page of a list.
+pub const LIST_PAGE: usize = 1000;
+/// A TLS handshake that takes longer is cut.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most connections whose handshake is not finished.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Most concurrent streams of one HTTP/2 connection.
+pub const STREAMS_PER_CONNECTION: u32 = 256;
+/// Packs that one agent has under way to a controller.
+pub const UPLOADS_IN_FLIGHT: usize = 2;
+
+// --- Controller -------------------------------------------------------------
+
+/// A lease that is not renewed ends after this long; three renewals fit.
+pub const LEASE_TTL: Duration = Duration::from_secs(60);
+/// Longest wait before a batch of registrations is proposed.
+pub const REGISTER_BATCH_DELAY: Duration = Duration::from_millis(20);
+/// Most registrations in one Raft entry.
+pub const REGISTER_BATCH: usize = 256;
+/// Largest value in sled: larger ones go to files that it never syncs.
+pub const SLED_VALUE_MAX: usize = 4 * KIB;
+/// Longest list of unreadable or missing things kept with a run; the count is always exact.
+pub const LISTED_PROBLEMS_MAX: usize = 100;
+/// Client request ids are remembered this long, so that a retry acts once.
+pub const REQUEST_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// How long a deleted snapshot can be brought back, unless told otherwise.
+pub const UNDO_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long the packs of an interrupted run wait for the next one.
+pub const ORPHAN_PACKS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Join tokens live at most this long.
+pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+// --- Agent ------------------------------------------------------------------
+
+/// Raw chunk bytes that wait for a worker, all together.
+pub const CHUNK_BYTES_QUEUED: usize = 16 * MIB;
+/// Times a commit is tried again after the controller asked for missing chunks.
+pub const COMMIT_RETRIES: usize = 3;
+/// First and longest pause between attempts to reach a controller.
+pub const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));

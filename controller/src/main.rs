@@ -1,0 +1,2 @@
+//! Entry point of `holdfast-controller`.
+fn main() {}
