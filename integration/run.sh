@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# The one test command: checks and tests the whole workspace on a Debian that has only Rust, a C
+# compiler, git and curl. Installs what is missing, asks nothing, and prints what it does.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: integration/run.sh [--long | --bench] [--no-install]
+
+  (nothing)     format, lints, documentation and tests with short counts
+  --long        the same with the long counts (HOLDFAST_LONG=1) and cargo-deny
+  --bench       the bench against restic, borg, rustic, rsync and tar|zstd; nothing else
+  --no-install  fail instead of installing what is missing
+
+Environment: CARGO_TARGET_DIR is honoured. HOLDFAST_SEED repeats a seeded test run.
+             HOLDFAST_BENCH_ROUNDS (3), HOLDFAST_BENCH_SCALE (1.0), HOLDFAST_BENCH_DIR,
+             HOLDFAST_BENCH_JSON, HOLDFAST_BENCH_TOOLS change the bench.
+TEXT
+}
+
+# Pinned, so that a bench of next year measures the same peer.
+readonly RUSTIC_VERSION=0.11.4
+readonly CARGO_DENY_VERSION=0.20.2
+
+mode=ci
+install=yes
+for argument in "$@"; do
+    case $argument in
+        --long) mode=long ;;
+        --bench) mode=bench ;;
+        --no-install) install=no ;;
+        -h | --help) usage; exit 0 ;;
+        *) usage >&2; exit 2 ;;
+    esac
+done
+
+cd "$(dirname "$0")/.."
+root=$PWD
+export DEBIAN_FRONTEND=noninteractive CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+# Every caller sees the same directory, whatever its own working directory is.
+CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$root/target}")
+export CARGO_TARGET_DIR
+began=$SECONDS
+
+fail() {
+    printf 'integration/run.sh: %s\n' "$*" >&2
+    exit 1
+}
+
+# step NAME COMMAND…: says what runs and how long it took.
+step() {
+    local name=$1 start=$SECONDS
+    shift
+    printf '\n=== %s: %s\n' "$name" "$*"
+    "$@" || fail "$name failed (after $((SECONDS - start)) s)"
+    printf -- '--- %s: ok, %d s\n' "$name" $((SECONDS - start))
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        sudo -n --preserve-env=DEBIAN_FRONTEND "$@"
+    else
+        fail "needs root for: $*. Run that as root once, or allow sudo without a password, and start again."
+    fi
+}
+
+apt_updated=no
+# need COMMAND PACKAGE: installs PACKAGE when COMMAND is not there.
+need() {
+    command -v "$1" >/dev/null && return
+    [ "$install" = yes ] || fail "$1 is missing (Debian package $2), and --no-install was given"
+    command -v apt-get >/dev/null || fail "$1 is missing and there is no apt-get: install it and start again"
+    if [ "$apt_updated" = no ]; then
+        echo "+ apt-get update"
+        as_root apt-get update -qq
+        apt_updated=yes
+    fi
+    echo "+ apt-get install $2"
+    as_root apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+}
+
+need_rust() {
+    command -v cargo >/dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust (https://rustup.rs) and start again"
+    local part
+    for part in fmt clippy; do
+        cargo "$part" --version >/dev/null 2>&1 && continue
+        command -v rustup >/dev/null || fail "cargo $part is missing: install that part of your Rust and start again"
+        [ "$install" = yes ] || fail "cargo $part is missing, and --no-install was given"
+        echo "+ rustup component add ${part/fmt/rustfmt}"
+        rustup component add "${part/fmt/rustfmt}"
+    done
+}
+
+# The power-cut tests mount a file system of their own. A bare root made by debootstrap has the
+# kernel's FUSE but no device node for it.
+need_fuse() {
+    need fusermount3 fuse3
+    [ -e /dev/fuse ] && return
+    echo "+ mknod /dev/fuse"
+    as_root mknod -m 666 /dev/fuse c 10 229 || true
+}
+
+check_licences() {
+    if ! command -v cargo-deny >/dev/null; then
+        if [ "$mode" != long ] || [ "$install" = no ]; then
+            printf '\n=== cargo deny: not installed, left to --long\n'
+            return
+        fi
+        step "install cargo-deny" cargo install cargo-deny --version "=$CARGO_DENY_VERSION" --locked \
+            --root "$CARGO_TARGET_DIR/tools"
+        PATH=$CARGO_TARGET_DIR/tools/bin:$PATH
+    fi
+    step "bans, licences, sources" cargo deny --workspace check bans licenses sources
+    if cargo deny fetch db >/dev/null 2>&1; then
+        step "advisories" cargo deny --workspace check advisories
+    else
+        printf '\n=== advisories: the database cannot be reached from here, not checked\n'
+    fi
+}
+
+run_bench() {
+    local tool
+    for tool in restic rsync zstd tar; do need "$tool" "$tool"; done
+    need borg borgbackup
+    local tools=$CARGO_TARGET_DIR/tools
+    if ! "$tools/bin/rustic" --version 2>/dev/null | grep -qF "$RUSTIC_VERSION"; then
+        # Without its web, metrics and terminal interfaces: the backup path is the same, the build shorter.
+        step "install rustic $RUSTIC_VERSION" env CARGO_TARGET_DIR="$CARGO_TARGET_DIR/rustic-build" \
+            cargo install rustic-rs --version "=$RUSTIC_VERSION" --locked --no-default-features --force --root "$tools"
+        rm -rf "$CARGO_TARGET_DIR/rustic-build"
+    fi
+    PATH=$tools/bin:$PATH
+    step "build (release)" cargo build --release --locked --bins \
+        -p holdfast-controller -p holdfast-agent -p holdfastctl -p holdfast-integration
+    step "bench" "$CARGO_TARGET_DIR/release/holdfast-bench"
+}
+
+run_tests() {
+    need_fuse
+    need mount mount
+    if [ "$mode" = long ]; then export HOLDFAST_LONG=1; fi
+    step "format" cargo fmt --all --check
+    step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
+    step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+    check_licences
+    # The tests start real processes: build them first, so that they are found and are of this source.
+    step "binaries" cargo build --workspace --bins --locked
+    if cargo nextest --version >/dev/null 2>&1; then
+        local profile=(--profile default)
+        # The long run's counts (seeds, kills per phase) belong into its log.
+        if [ "$mode" = long ]; then profile=(--profile long --success-output final); fi
+        step "tests" cargo nextest run --workspace --locked --no-fail-fast "${profile[@]}"
+        step "documentation tests" cargo test --workspace --locked --doc
+    else
+        step "tests" cargo test --workspace --locked --no-fail-fast
+    fi
+}
+
+printf 'integration/run.sh: mode %s, %s, %s cores, target directory %s\n' \
+    "$mode" "$(id -un)" "$(nproc)" "$CARGO_TARGET_DIR"
+need_rust
+need cc gcc
+if [ "$mode" = bench ]; then run_bench; else run_tests; fi
+printf '\nintegration/run.sh: %s passed in %d s\n' "$mode" $((SECONDS - began))

@@ -1,0 +1,12 @@
+//! Real processes on this machine: a cluster of their own in a temporary directory, watched and killed
+//! by the test that started them, and gone when it ends.
+
+mod binaries;
+mod cluster;
+mod ctl;
+mod process;
+
+pub use binaries::Binaries;
+pub use cluster::{Agent, Cluster, Options, free_port, restored_root, source_document};
+pub use ctl::Output;
+pub use process::{Process, Trap};
