@@ -1,1 +1,18 @@
-//! See the README.
+//! Everything between the wire and the domain: identities and certificates, join tokens and sealed keys,
+//! mutually authenticated servers and clients, traces, logs, metrics and orderly shutdown.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")
+)]
+
+pub mod durable;
+mod error;
+mod identity;
+pub mod keys;
+pub mod pem;
+pub mod pki;
+
+pub use error::{NetError, Result};
+pub use identity::{CONTROLLER_DNS_NAME, Identity, Role};
