@@ -9,6 +9,7 @@
     reason = "this crate is test code only: it fails by panicking, and says what it saw"
 )]
 
+pub mod bench;
 pub mod dataset;
 pub mod harness;
 pub mod seed;

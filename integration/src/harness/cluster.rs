@@ -18,6 +18,8 @@ use std::{
 /// What differs from an ordinary cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// Where the cluster's own directory is made; the system's temporary directory otherwise.
+    pub base: Option<PathBuf>,
     /// The controller's `data_dir`, when it must lie elsewhere (a file system under test).
     pub data_dir: Option<PathBuf>,
     /// The store's directory, when it must lie elsewhere.
@@ -78,7 +80,7 @@ impl Cluster {
     /// Founds a cluster and starts nothing.
     #[must_use]
     pub fn init(options: Options) -> Self {
-        let base = std::env::var_os("HOLDFAST_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let base = options.base.clone().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new()
             .prefix("holdfast-it-")
             .tempdir_in(base)
