@@ -1,1 +1,18 @@
-//! See the README.
+//! The controller: catalog, sessions, jobs and services of a Holdfast cluster.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        reason = "tests fail by panicking"
+    )
+)]
+
+pub mod catalog;
+pub mod error;
+pub mod raft;
+
+pub use error::{Error, Result};
