@@ -9,4 +9,4 @@ mod process;
 pub use binaries::Binaries;
 pub use cluster::{Agent, Cluster, Options, free_port, restored_root, source_document};
 pub use ctl::Output;
-pub use process::{Process, Trap};
+pub use process::{Process, Trap, Victim};

@@ -13,6 +13,7 @@ pub mod bench;
 pub mod dataset;
 pub mod harness;
 pub mod powercut;
+pub mod scenario;
 pub mod seed;
 pub mod tree;
 pub mod wait;

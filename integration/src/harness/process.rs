@@ -14,7 +14,17 @@ use std::{
 /// Lines kept per process; older ones are dropped.
 const LINES_KEPT: usize = 20_000;
 
-/// Kills the process when it says for the n-th time that it enters a phase.
+/// A process that a trap kills, when it is not the one that it watches.
+#[derive(Clone)]
+pub struct Victim(Arc<Mutex<Child>>);
+
+impl fmt::Debug for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Victim")
+    }
+}
+
+/// Kills a process when the watched one says for the n-th time that it enters a phase.
 #[derive(Debug, Clone)]
 pub struct Trap {
     /// Name of the phase, for example `upload`.
@@ -23,6 +33,21 @@ pub struct Trap {
     pub nth: usize,
     /// How long after the line the kill comes, so that it hits the phase's middle too.
     pub delay: Duration,
+    /// Whom to kill; the watched process itself when absent.
+    pub victim: Option<Victim>,
+}
+
+impl Trap {
+    /// Kills the process itself when it first enters `phase`.
+    #[must_use]
+    pub fn at(phase: &str) -> Self {
+        Self {
+            phase: phase.into(),
+            nth: 1,
+            delay: Duration::ZERO,
+            victim: None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -102,6 +127,12 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Itself, as the victim of a trap that watches another process.
+    #[must_use]
+    pub fn victim(&self) -> Victim {
+        Victim(self.child.clone())
     }
 
     /// Kills it when it next enters `trap.phase`; counts from now.
@@ -267,15 +298,16 @@ fn take_line(line: &str, log: &Log, child: &Mutex<Child>) {
     {
         trap.nth -= 1;
         if trap.nth == 0 {
-            kill_after = Some(trap.delay);
+            kill_after = Some((trap.delay, trap.victim.take()));
             state.trap = None;
             state.sprung = true;
         }
     }
-    if let Some(delay) = kill_after {
+    if let Some((delay, victim)) = kill_after {
         if !delay.is_zero() {
             wait::pause_for(delay);
         }
+        let child = victim.as_ref().map_or(child, |victim| &*victim.0);
         // An error means that it is gone already; whoever waits for it sees how it ended.
         let _ = child.lock().unwrap().kill();
     }
@@ -344,9 +376,8 @@ mod tests {
         let process = shell(
             script,
             Some(Trap {
-                phase: "walk".into(),
                 nth: 3,
-                delay: Duration::ZERO,
+                ..Trap::at("walk")
             }),
         );
         let status = wait::until("the trap", || process.exited());

@@ -1,0 +1,190 @@
+//! A disk fills up, at the controller and at the agent: a clear error, nothing acknowledged is lost, and it
+//! goes on when there is space again. Named so: it mounts a tmpfs and needs root or sudo.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+use holdfast_integration::{
+    harness::{Options, Output},
+    scenario::{AGENT, SOURCE, Scenario},
+    seed::{self, Rng},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A small tmpfs, unmounted on drop.
+struct SmallDisk {
+    at: PathBuf,
+}
+
+fn as_root(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("sudo");
+        command.args(["-n", program]);
+        command
+    }
+}
+
+impl SmallDisk {
+    fn new(at: &Path, mib: u32) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let owner = format!(
+            "size={mib}m,mode=700,uid={},gid={}",
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw()
+        );
+        let mut command = as_root("mount");
+        command
+            .args(["-t", "tmpfs", "-o", &owner, "holdfast-test"])
+            .arg(at);
+        let _ = Output::of(command).ok();
+        Self { at: at.to_path_buf() }
+    }
+
+    fn resize(&self, mib: u32) {
+        let mut command = as_root("mount");
+        command
+            .args(["-o", &format!("remount,size={mib}m")])
+            .arg(&self.at);
+        let _ = Output::of(command).ok();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let mut command = as_root("umount");
+        command.arg("-l").arg(&self.at);
+        let _ = Output::of(command);
+    }
+}
+
+fn write_incompressible(path: &Path, mib: usize, seed: u64) {
+    let mut bytes = vec![0; mib << 20];
+    Rng::new(seed).fill(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+fn assert_says_no_space(output: &Output) {
+    assert_ne!(output.code, 0, "a backup into a full disk succeeded");
+    let said = format!("{}{}", output.text(), output.stderr).to_lowercase();
+    assert!(
+        said.contains("space"),
+        "the error does not speak of space: {said}"
+    );
+}
+
+#[test]
+fn the_controllers_disk_fills_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::new(&dir.path().join("store"), 48);
+    let options = Options {
+        store_dir: Some(disk.at.clone()),
+        reserve: Some("4MiB".into()),
+        ..Options::default()
+    };
+    let mut scenario = Scenario::start(options, seed::of_run("full_store"), 100);
+    let first = scenario.backup();
+
+    write_incompressible(&scenario.root().join("big"), 80, 1);
+    scenario.look();
+    assert_says_no_space(&scenario.cluster.backup(SOURCE));
+    assert!(scenario.adopt().is_empty(), "a failed backup is visible");
+    scenario.assert_restores(&first);
+    // The reserve keeps operators able to act.
+    let _ = scenario.cluster.ctl(["get", "snapshots"]).ok();
+    let _ = scenario.cluster.ctl(["verify", "--read-data"]).ok();
+    let _ = scenario.cluster.ctl(["gc", "--dry-run"]).ok();
+    // Still clear, not worse, the second time.
+    assert_says_no_space(&scenario.cluster.backup(SOURCE));
+
+    disk.resize(256);
+    scenario.backup();
+    scenario.assert_all_restore();
+}
+
+#[test]
+fn the_controllers_own_state_has_no_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::new(&dir.path().join("data"), 64);
+    let options = Options {
+        data_dir: Some(disk.at.clone()),
+        ..Options::default()
+    };
+    let mut scenario = Scenario::start(options, seed::of_run("full_data"), 100);
+    let first = scenario.backup();
+    // Something else took all the space.
+    let hog = disk.at.join("hog");
+    let mut len = 64 << 20;
+    while len > 4096 {
+        let mut file = fs::File::options().create(true).append(true).open(&hog).unwrap();
+        if std::io::Write::write_all(&mut file, &vec![0; len]).is_err() {
+            len /= 2;
+        }
+    }
+    scenario.change();
+    let output = scenario.cluster.backup(SOURCE);
+    let acknowledged = output.code == 0;
+    fs::remove_file(&hog).unwrap();
+    // A controller that cannot write its log stops rather than guess; it starts again when there is space.
+    scenario.cluster.kill_controller();
+    scenario.cluster.start_controller(None);
+    scenario.cluster.wait_ready();
+    scenario.cluster.wait_connected(AGENT);
+    let new = scenario.adopt();
+    assert!(
+        !acknowledged || new.len() == 1,
+        "an acknowledged snapshot is lost"
+    );
+    scenario.assert_restores(&first);
+    scenario.change();
+    let done = holdfast_integration::wait::poll(holdfast_integration::wait::PATIENCE, || {
+        (scenario.cluster.backup(SOURCE).code == 0).then_some(())
+    });
+    assert!(done.is_some(), "no backup succeeds with space again");
+    scenario.adopt();
+    scenario.assert_all_restore();
+}
+
+#[test]
+fn the_agents_disk_fills_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::new(&dir.path().join("agents"), 32);
+    let options = Options {
+        agents_dir: Some(disk.at.clone()),
+        ..Options::default()
+    };
+    let mut scenario = Scenario::start(options, seed::of_run("full_agent"), 100);
+    let first = scenario.backup();
+    let hog = disk.at.join("hog");
+    let mut len = 32 << 20;
+    while len > 4096 {
+        let mut file = fs::File::options().create(true).append(true).open(&hog).unwrap();
+        if std::io::Write::write_all(&mut file, &vec![0; len]).is_err() {
+            len /= 2;
+        }
+    }
+    write_incompressible(&scenario.root().join("big"), 80, 2);
+    scenario.look();
+    // Without room for caches or spool it may still succeed; if it does not, it says why.
+    let output = scenario.cluster.backup(SOURCE);
+    if output.code == 0 {
+        assert_eq!(scenario.adopt().len(), 1);
+    } else {
+        assert_says_no_space(&output);
+        assert!(scenario.adopt().is_empty(), "a failed backup is visible");
+    }
+    scenario.assert_restores(&first);
+    fs::remove_file(&hog).unwrap();
+    scenario.change();
+    scenario.backup();
+    scenario.assert_all_restore();
+}
