@@ -286,6 +286,11 @@ impl Cluster {
                 token.as_os_str(),
             ])
             .ok();
+        self.rejoin_agent(name, &token, allow);
+    }
+
+    /// Joins with a token that the test made, into the agent's usual directories.
+    pub fn rejoin_agent(&mut self, name: &str, token: &Path, allow: &[&Path]) {
         let base = self
             .options
             .agents_dir
@@ -294,7 +299,7 @@ impl Cluster {
         let state_dir = base.join(name);
         let config = self.dir.path().join(format!("{name}.toml"));
         let mut command = self.command(&self.binaries.agent());
-        command.args(["join", "--token-file"]).arg(&token);
+        command.args(["join", "--token-file"]).arg(token);
         for path in allow {
             command.arg("--allow").arg(path);
         }
