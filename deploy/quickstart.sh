@@ -268,7 +268,7 @@ enough_space() {
 up() {
     local dir name
     dir=$(realpath -e "$1" 2>/dev/null) || fail "$1 does not exist"
-    [ -d "$dir" ] && [ -r "$dir" ] || fail "$dir is not a directory that you can read"
+    if [ ! -d "$dir" ] || [ ! -r "$dir" ]; then fail "$dir is not a directory that you can read"; fi
     case $dir/ in "$base"/*) fail "$dir lies in quickstart's own directory" ;; esac
     case $base/ in "$dir"/*) fail "$dir holds quickstart's own directory $base: name another, or set HOLDFAST_QUICKSTART_DIR" ;; esac
     case $dir$base in *[\"\\$'\n']*) fail "quotes, backslashes and line breaks in $dir or $base are beyond this script" ;; esac
@@ -293,7 +293,7 @@ up() {
     wait_for "the agent" 60 agent_connected
     note "controller: process $(pid_of controller), agent: process $(pid_of agent), mutual TLS between them"
 
-    name=$(basename "$dir" | tr 'A-Z' 'a-z' | tr -c 'a-z0-9\n' '-' | sed 's/^-*//; s/-*$//')
+    name=$(basename "$dir" | LC_ALL=C tr '[:upper:]' '[:lower:]' | LC_ALL=C tr -c '[:lower:][:digit:]\n' '-' | sed 's/^-*//; s/-*$//')
     name=dir-${name:-root}
     source_of "$name" "$dir"
     source_of scratch "$base/scratch"

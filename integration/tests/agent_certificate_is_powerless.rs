@@ -184,7 +184,7 @@ fn an_agents_key_deletes_nothing_and_reads_nothing_foreign() {
             let fingerprint = Fingerprint::of(&root.clone().into());
             let cluster = identity.identity().cluster;
             let joined = connect_join(
-                &[address.clone()],
+                std::slice::from_ref(&address),
                 fingerprint,
                 cluster,
                 &ConnectOptions::default(),
@@ -238,7 +238,9 @@ fn an_agents_key_deletes_nothing_and_reads_nothing_foreign() {
             let Ok(tls) = ClientTls::new(&identity, &root.clone().into()) else {
                 continue;
             };
-            let Ok(connection) = connect(&[address.clone()], &tls, &ConnectOptions::default()).await else {
+            let Ok(connection) =
+                connect(std::slice::from_ref(&address), &tls, &ConnectOptions::default()).await
+            else {
                 continue;
             };
             let source = v1::SourceRef {
