@@ -1,0 +1,241 @@
+//! Files of many chunks as trees of bounded nodes, cut by the chunks in them.
+
+use crate::{
+    blob::{Kind, Link, Links},
+    codec::{Reader, put_varint},
+    entry::{ChunkRef, Content, INLINE_CHUNKS_MAX, next_link},
+    error::{RepoError, malformed},
+    keys::VaultKeys,
+    node::{INDEX, LEAF, NodeDraft, put_head, read_head},
+};
+use holdfast_core::{
+    ChunkId,
+    limits::{CHUNK_MAX, NODE_DEPTH_MAX},
+};
+
+/// As for directories: where a node may, and must, be cut.
+const NODE_MIN: usize = 256;
+const NODE_CUT_ONE_IN: u32 = 512;
+const NODE_MAX: usize = 1024;
+
+/// An entry of a leaf, as one whole chunk. Entries of extents (kind 1) are specified in FORMAT.md
+/// and are not written by this version.
+const SEGMENT_WHOLE: u8 = 0;
+
+/// A decoded node of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileNode {
+    /// Chunks in the order of the file.
+    Leaf(Vec<ChunkRef>),
+    /// Further nodes, each with the bytes of content below it.
+    Index(Vec<(ChunkId, u64)>),
+}
+
+impl FileNode {
+    pub(crate) fn decode(links: &Links, payload: &[u8]) -> Result<Self, RepoError> {
+        let mut reader = Reader::new("a file node", payload);
+        let (shape, count) = read_head(&mut reader)?;
+        let mut links = links.0.iter();
+        let node = if shape == LEAF {
+            let mut chunks = Vec::with_capacity(count);
+            for _ in 0..count {
+                let kind = reader.u8()?;
+                if kind != SEGMENT_WHOLE {
+                    return Err(RepoError::TooNew {
+                        what: "a file node",
+                        version: 1,
+                        flags: kind.into(),
+                    });
+                }
+                let len = reader.varint_u32()?;
+                if len == 0 || len as usize > CHUNK_MAX {
+                    return Err(reader.bad("a chunk's length is beyond its bound"));
+                }
+                chunks.push(ChunkRef {
+                    id: next_link(&reader, &mut links, false)?,
+                    len,
+                });
+            }
+            Self::Leaf(chunks)
+        } else {
+            let mut children = Vec::with_capacity(count);
+            for _ in 0..count {
+                reader.u8()?;
+                let bytes = reader.varint()?;
+                children.push((next_link(&reader, &mut links, true)?, bytes));
+            }
+            Self::Index(children)
+        };
+        reader.end()?;
+        if links.next().is_some() || count == 0 {
+            return Err(malformed("a file node", "its links do not fit its entries"));
+        }
+        Ok(node)
+    }
+}
+
+/// Collects a file's chunks in order and makes its content reference.
+#[derive(Debug, Default)]
+pub struct FileBuilder {
+    chunks: Vec<ChunkRef>,
+    children: Vec<(ChunkId, u64)>,
+    nodes: Vec<NodeDraft>,
+}
+
+impl FileBuilder {
+    /// Adds the next chunk.
+    pub fn push(&mut self, keys: &VaultKeys, chunk: ChunkRef) {
+        let full = self.chunks.len() >= NODE_MAX || (self.chunks.len() >= NODE_MIN && is_cut(&chunk.id));
+        if full {
+            self.end_leaf(keys);
+        }
+        self.chunks.push(chunk);
+    }
+
+    /// Nodes that are finished already.
+    pub fn take_nodes(&mut self) -> Vec<NodeDraft> {
+        std::mem::take(&mut self.nodes)
+    }
+
+    /// Ends the file: its content, and the nodes not taken yet, children first.
+    ///
+    /// # Errors
+    /// `TooLarge` beyond the depth bound.
+    pub fn finish(mut self, keys: &VaultKeys) -> Result<(Content, Vec<NodeDraft>), RepoError> {
+        if self.children.is_empty() && self.chunks.len() <= INLINE_CHUNKS_MAX {
+            return Ok((Content::Inline(self.chunks), self.nodes));
+        }
+        if !self.chunks.is_empty() {
+            self.end_leaf(keys);
+        }
+        for _ in 0..NODE_DEPTH_MAX {
+            if let [(top, _)] = self.children.as_slice() {
+                return Ok((Content::Node(*top), self.nodes));
+            }
+            let level = std::mem::take(&mut self.children);
+            self.index_level(keys, &level);
+        }
+        Err(RepoError::TooLarge {
+            what: "a file",
+            limit: NODE_DEPTH_MAX,
+        })
+    }
+
+    fn end_leaf(&mut self, keys: &VaultKeys) {
+        let mut payload = Vec::new();
+        put_head(&mut payload, LEAF, self.chunks.len());
+        for chunk in &self.chunks {
+            payload.push(SEGMENT_WHOLE);
+            put_varint(&mut payload, chunk.len.into());
+        }
+        let links = self
+            .chunks
+            .iter()
+            .map(|chunk| Link {
+                id: chunk.id,
+                is_node: false,
+            })
+            .collect();
+        let bytes = self.chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+        self.chunks.clear();
+        let draft = NodeDraft::new(keys, Kind::File, Links(links), payload);
+        self.children.push((draft.id, bytes));
+        self.nodes.push(draft);
+    }
+
+    fn index_level(&mut self, keys: &VaultKeys, level: &[(ChunkId, u64)]) {
+        let mut start = 0;
+        for at in 1..=level.len() {
+            let len = at - start;
+            if at < level.len() && len < NODE_MAX && !(len >= NODE_MIN && is_cut(&level[at].0)) {
+                continue;
+            }
+            let group = &level[start..at];
+            let mut payload = Vec::new();
+            put_head(&mut payload, INDEX, group.len());
+            for (_, bytes) in group {
+                payload.push(SEGMENT_WHOLE);
+                put_varint(&mut payload, *bytes);
+            }
+            let links = group
+                .iter()
+                .map(|(id, _)| Link {
+                    id: *id,
+                    is_node: true,
+                })
+                .collect();
+            let draft = NodeDraft::new(keys, Kind::File, Links(links), payload);
+            self.children
+                .push((draft.id, group.iter().map(|(_, bytes)| bytes).sum()));
+            self.nodes.push(draft);
+            start = at;
+        }
+    }
+}
+
+/// Whether a node begins at this chunk; ids are hashes, so their bits serve as they are.
+fn is_cut(id: &ChunkId) -> bool {
+    let [a, b, c, d, ..] = *id.as_bytes();
+    u32::from_le_bytes([a, b, c, d]).is_multiple_of(NODE_CUT_ONE_IN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_core::VaultId;
+    use std::collections::HashMap;
+
+    fn keys() -> VaultKeys {
+        VaultKeys::from_secrets(VaultId([1; 16]), [2; 32], [3; 32])
+    }
+
+    fn chunk(i: u32) -> ChunkRef {
+        ChunkRef {
+            id: ChunkId(*blake3::hash(&i.to_le_bytes()).as_bytes()),
+            len: 1 + i % 1000,
+        }
+    }
+
+    fn build(count: u32, first: u32) -> (Content, HashMap<ChunkId, NodeDraft>) {
+        let keys = keys();
+        let mut builder = FileBuilder::default();
+        let mut nodes = Vec::new();
+        builder.push(&keys, chunk(first));
+        for i in 1..count {
+            builder.push(&keys, chunk(i));
+            nodes.extend(builder.take_nodes());
+        }
+        let (content, rest) = builder.finish(&keys).unwrap();
+        nodes.extend(rest);
+        (content, nodes.into_iter().map(|node| (node.id, node)).collect())
+    }
+
+    fn collect(nodes: &HashMap<ChunkId, NodeDraft>, id: ChunkId, out: &mut Vec<ChunkRef>) {
+        let draft = &nodes[&id];
+        match FileNode::decode(&draft.links, &draft.payload).unwrap() {
+            FileNode::Leaf(chunks) => out.extend(chunks),
+            FileNode::Index(children) => children.iter().for_each(|(child, _)| collect(nodes, *child, out)),
+        }
+    }
+
+    #[test]
+    fn few_chunks_stand_inline_and_many_come_back() {
+        assert!(matches!(build(8, 0).0, Content::Inline(chunks) if chunks.len() == 8));
+        for count in [9, 256, 5000, 600_000] {
+            let (Content::Node(top), nodes) = build(count, 0) else {
+                panic!("inline")
+            };
+            let mut back = Vec::new();
+            collect(&nodes, top, &mut back);
+            assert_eq!(back, (0..count).map(chunk).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn one_changed_chunk_rewrites_one_path() {
+        let (_, before) = build(100_000, 0);
+        let (_, after) = build(100_000, 123_456_789);
+        let new = after.keys().filter(|id| !before.contains_key(id)).count();
+        assert!(new <= 3, "{new}");
+    }
+}
