@@ -53,6 +53,26 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HANDSHAKES_MAX: usize = 256;
 /// Most concurrent streams of one HTTP/2 connection.
 pub const STREAMS_PER_CONNECTION: u32 = 256;
+/// HTTP/2 window of one stream: a pack in flight needs no more to fill a fast link.
+pub const STREAM_WINDOW: u32 = 8 * MIB as u32;
+/// HTTP/2 window of one connection: what a peer can make us hold for it, all streams together.
+pub const CONNECTION_WINDOW: u32 = 32 * MIB as u32;
+/// HTTP/2 frame: few enough headers for throughput, small enough for fair streams.
+pub const HTTP2_FRAME: u32 = 256 * KIB as u32;
+/// Most bytes of headers in one request.
+pub const HEADERS_MAX: u32 = 16 * KIB as u32;
+/// Most connections of one server, all peers together.
+pub const CONNECTIONS_MAX: usize = 8192;
+/// A connection without a client certificate can only join; it is cut after this long.
+pub const JOIN_CONNECTION_MAX: Duration = Duration::from_secs(60);
+/// A silent peer is asked for a sign of life this often, and given this long to answer.
+pub const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+/// Longest wait for a connection to one address, handshake included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests that run when a server stops are given this long to end.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Largest catalog copy or other blob that is sealed as a whole.
+pub const SEALED_BLOB_MAX: usize = 256 * MIB;
 /// Packs that one agent has under way to a controller.
 pub const UPLOADS_IN_FLIGHT: usize = 2;
 

@@ -7,12 +7,17 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")
 )]
 
+pub mod client;
 pub mod durable;
 mod error;
 mod identity;
 pub mod keys;
 pub mod pem;
 pub mod pki;
+pub mod server;
+pub mod status;
+pub mod trace;
 
 pub use error::{NetError, Result};
 pub use identity::{CONTROLLER_DNS_NAME, Identity, Role};
+pub use status::Fault;
