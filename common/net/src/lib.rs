@@ -12,10 +12,17 @@ pub mod durable;
 mod error;
 mod identity;
 pub mod keys;
+pub mod kit;
+pub mod metrics;
+pub mod notify;
 pub mod pem;
 pub mod pki;
+pub mod sealed;
 pub mod server;
+pub mod shutdown;
 pub mod status;
+pub mod telemetry;
+pub mod token;
 pub mod trace;
 
 pub use error::{NetError, Result};
