@@ -102,7 +102,8 @@ fn every_flip_in_the_store_is_found_and_no_wrong_byte_comes_back() {
     for path in files(&store) {
         let kind = path.strip_prefix(&store).unwrap().components().next().unwrap();
         let kind = kind.as_os_str().to_string_lossy().into_owned();
-        if kind != "tmp" {
+        // The marker is read when a store is opened, and `tmp` holds nothing that anyone was promised.
+        if ["packs", "roots", "keys", "catalog"].contains(&kind.as_str()) {
             kinds.entry(kind).or_default().push(path);
         }
     }
