@@ -87,7 +87,10 @@ pub struct ConnectOptions {
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { connect_timeout: limits::CONNECT_TIMEOUT, call_timeout: None }
+        Self {
+            connect_timeout: limits::CONNECT_TIMEOUT,
+            call_timeout: None,
+        }
     }
 }
 
@@ -141,12 +144,17 @@ pub async fn connect_join(
         .with_custom_certificate_verifier(Arc::clone(&rule) as _)
         .with_no_client_auth();
     let connection = open(addresses, config, options).await?;
-    let root =
-        rule.shown_root().ok_or_else(|| NetError::Internal("connected without seeing the root".into()))?;
+    let root = rule
+        .shown_root()
+        .ok_or_else(|| NetError::Internal("connected without seeing the root".into()))?;
     Ok((connection, root))
 }
 
-async fn open(addresses: &[String], mut config: ClientConfig, options: &ConnectOptions) -> Result<Connection> {
+async fn open(
+    addresses: &[String],
+    mut config: ClientConfig,
+    options: &ConnectOptions,
+) -> Result<Connection> {
     config.alpn_protocols = vec![b"h2".to_vec()];
     // The server keeps no sessions.
     config.resumption = Resumption::disabled();
@@ -157,7 +165,9 @@ async fn open(addresses: &[String], mut config: ClientConfig, options: &ConnectO
         timeout: options.connect_timeout,
     });
     if dialer.addresses.is_empty() || dialer.addresses.len() > ADDRESSES_MAX {
-        return Err(NetError::Invalid(format!("give 1 to {ADDRESSES_MAX} controller addresses")));
+        return Err(NetError::Invalid(format!(
+            "give 1 to {ADDRESSES_MAX} controller addresses"
+        )));
     }
     let (interval, timeout) = limits::KEEPALIVE;
     // "http": TLS is the connector's affair, and tonic would look for a TLS layer of its own.
@@ -220,10 +230,18 @@ impl Dialer {
                 )),
             }
         }
-        let text = failures.iter().map(|(a, e)| format!("{a}: {e}")).collect::<Vec<_>>().join("; ");
+        let text = failures
+            .iter()
+            .map(|(a, e)| format!("{a}: {e}"))
+            .collect::<Vec<_>>()
+            .join("; ");
         let text = format!("no controller could be reached ({text})");
         // One answer that is wrong tells more than many that are missing.
-        match failures.into_iter().map(|(_, e)| e).find(|e| !matches!(e, NetError::Unavailable(_))) {
+        match failures
+            .into_iter()
+            .map(|(_, e)| e)
+            .find(|e| !matches!(e, NetError::Unavailable(_)))
+        {
             Some(NetError::Untrusted(_)) => Err(NetError::Untrusted(text)),
             Some(NetError::Denied(_)) => Err(NetError::Denied(text)),
             _ => Err(NetError::Unavailable(text)),
@@ -234,7 +252,8 @@ impl Dialer {
         let unavailable = |e: std::io::Error| NetError::Unavailable(e.to_string());
         let socket = TcpStream::connect(address).await.map_err(unavailable)?;
         socket.set_nodelay(true).map_err(unavailable)?;
-        let name = ServerName::try_from(CONTROLLER_DNS_NAME).map_err(NetError::internal("name the server"))?;
+        let name =
+            ServerName::try_from(CONTROLLER_DNS_NAME).map_err(NetError::internal("name the server"))?;
         let stream = self.tls.connect(name, socket).await.map_err(tls_error)?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(NetError::Untrusted("the server does not speak HTTP/2".into()));

@@ -19,7 +19,11 @@ pub const PRIVATE_FILE: u32 = 0o600;
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let temporary = temporary_beside(path)?;
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_data()?;
         fs::rename(&temporary, path)
@@ -70,9 +74,14 @@ pub fn create_private_dir(path: &Path) -> Result<()> {
 pub fn read(path: &Path, max: usize) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(NetError::file("open", path))?;
     let mut bytes = Vec::new();
-    file.take(max as u64 + 1).read_to_end(&mut bytes).map_err(NetError::file("read", path))?;
+    file.take(max as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(NetError::file("read", path))?;
     if bytes.len() > max {
-        return Err(NetError::TooLarge(format!("{} is longer than {max} bytes", path.display())));
+        return Err(NetError::TooLarge(format!(
+            "{} is longer than {max} bytes",
+            path.display()
+        )));
     }
     Ok(bytes)
 }
@@ -86,7 +95,9 @@ fn parent(path: &Path) -> &Path {
 
 fn sync_parent(path: &Path) -> Result<()> {
     let parent = parent(path);
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(NetError::file("sync directory", parent))
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(NetError::file("sync directory", parent))
 }
 
 fn temporary_beside(path: &Path) -> Result<std::path::PathBuf> {
@@ -116,9 +127,19 @@ mod tests {
         assert_eq!(read(&path, 3).unwrap(), b"two");
         assert_eq!(read(&path, 2).unwrap_err().kind(), ErrorKind::TooLarge);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(create(&path, b"three", PRIVATE_FILE).unwrap_err().kind(), ErrorKind::Conflict);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(
+            create(&path, b"three", PRIVATE_FILE).unwrap_err().kind(),
+            ErrorKind::Conflict
+        );
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
         let missing = dir.path().join("none/file");
-        assert_eq!(write(&missing, b"", PRIVATE_FILE).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(
+            write(&missing, b"", PRIVATE_FILE).unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
     }
 }

@@ -46,7 +46,9 @@ impl FromStr for Role {
             "admin" => Ok(Self::Admin),
             "agent" => Ok(Self::Agent),
             "controller" => Ok(Self::Controller),
-            _ => Err(NetError::Invalid(format!("{text:?} is not a role: use admin, agent or controller"))),
+            _ => Err(NetError::Invalid(format!(
+                "{text:?} is not a role: use admin, agent or controller"
+            ))),
         }
     }
 }
@@ -87,28 +89,43 @@ impl Identity {
             _ => None,
         });
         let (Some(uri), None) = (uris.next(), uris.next()) else {
-            return Err(NetError::Untrusted("the certificate does not hold exactly one identity".into()));
+            return Err(NetError::Untrusted(
+                "the certificate does not hold exactly one identity".into(),
+            ));
         };
-        uri.parse().map_err(|e: NetError| NetError::Untrusted(e.to_string()))
+        uri.parse()
+            .map_err(|e: NetError| NetError::Untrusted(e.to_string()))
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}/{}/{}/{}", self.cluster, self.role, self.name, self.incarnation)
+        write!(
+            f,
+            "{SCHEME}{}/{}/{}/{}",
+            self.cluster, self.role, self.name, self.incarnation
+        )
     }
 }
 
 impl FromStr for Identity {
     type Err = NetError;
     fn from_str(text: &str) -> Result<Self> {
-        let bad =
-            || NetError::Invalid(format!("{:?} is not an identity", text.chars().take(120).collect::<String>()));
+        let bad = || {
+            NetError::Invalid(format!(
+                "{:?} is not an identity",
+                text.chars().take(120).collect::<String>()
+            ))
+        };
         let rest = text.strip_prefix(SCHEME).ok_or_else(bad)?;
         let mut parts = rest.split('/');
-        let (Some(cluster), Some(role), Some(name), Some(incarnation), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-        else {
+        let (Some(cluster), Some(role), Some(name), Some(incarnation), None) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
             return Err(bad());
         };
         let identity = Self {
@@ -118,7 +135,11 @@ impl FromStr for Identity {
             incarnation: incarnation.parse().map_err(|_| bad())?,
         };
         // One spelling per identity: "+1", "01" or a lower-case cluster would slip past comparisons of text.
-        if identity.to_string() == text { Ok(identity) } else { Err(bad()) }
+        if identity.to_string() == text {
+            Ok(identity)
+        } else {
+            Err(bad())
+        }
     }
 }
 

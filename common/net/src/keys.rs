@@ -37,7 +37,10 @@ impl SigningKey {
     pub fn from_seed(seed: &[u8; 32]) -> Result<Self> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed)
             .map_err(|_| NetError::Invalid("not an Ed25519 private key".into()))?;
-        Ok(Self { pair, seed: Zeroizing::new(*seed) })
+        Ok(Self {
+            pair,
+            seed: Zeroizing::new(*seed),
+        })
     }
 
     /// The seed: all of the secret.
@@ -63,7 +66,10 @@ impl SigningKey {
     /// # Errors
     /// `Internal` when the library cannot encode it.
     pub fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>> {
-        let document = self.pair.to_pkcs8v1().map_err(NetError::internal("encode a signing key"))?;
+        let document = self
+            .pair
+            .to_pkcs8v1()
+            .map_err(NetError::internal("encode a signing key"))?;
         Ok(Zeroizing::new(document.as_ref().to_vec()))
     }
 
@@ -98,7 +104,9 @@ impl PublicKey {
     /// Whether this key's owner signed the message.
     #[must_use]
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(&ED25519, &self.0).verify(message, signature).is_ok()
+        UnparsedPublicKey::new(&ED25519, &self.0)
+            .verify(message, signature)
+            .is_ok()
     }
 }
 
@@ -261,24 +269,6 @@ impl fmt::Debug for TlsKey {
     }
 }
 
-/// The MAC by which an agent's public keys are endorsed with a key derived from its vault: a captured controller,
-/// which has no vault key, cannot slip in keys of its own.
-#[must_use]
-pub fn agent_keys_mac(
-    mac_key: &[u8; 32],
-    agent: &holdfast_core::Name,
-    signing: &PublicKey,
-    sealing: &SealingRecipient,
-) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new_keyed(mac_key);
-    hasher.update(b"holdfast v1 agent keys");
-    for part in [agent.as_str().as_bytes(), &signing.0, sealing.to_string().as_bytes()] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    *hasher.finalize().as_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,7 +282,10 @@ mod tests {
         let again = SigningKey::from_pkcs8(&key.to_pkcs8().unwrap()).unwrap();
         assert_eq!(again.public(), key.public());
         assert_eq!(SigningKey::from_seed(key.seed()).unwrap().public(), key.public());
-        assert_eq!(key.public().to_string().parse::<PublicKey>().unwrap(), key.public());
+        assert_eq!(
+            key.public().to_string().parse::<PublicKey>().unwrap(),
+            key.public()
+        );
         assert!(SigningKey::from_pkcs8(b"nonsense").is_err());
     }
 
@@ -313,22 +306,5 @@ mod tests {
         assert!(!format!("{sealing:?}").contains("SECRET"));
         let tls = TlsKey::generate().unwrap();
         assert_eq!(format!("{tls:?}"), "TlsKey(hidden)");
-    }
-
-    #[test]
-    fn the_agent_keys_mac_binds_every_part() {
-        let (a, b) = (SigningKey::generate().unwrap().public(), SigningKey::generate().unwrap().public());
-        let (r, s) = (SealingKey::generate().recipient(), SealingKey::generate().recipient());
-        let (web1, web2) = ("web1".parse().unwrap(), "web2".parse().unwrap());
-        let mac = agent_keys_mac(&[1; 32], &web1, &a, &r);
-        assert_eq!(mac, agent_keys_mac(&[1; 32], &web1, &a, &r));
-        for other in [
-            agent_keys_mac(&[2; 32], &web1, &a, &r),
-            agent_keys_mac(&[1; 32], &web2, &a, &r),
-            agent_keys_mac(&[1; 32], &web1, &b, &r),
-            agent_keys_mac(&[1; 32], &web1, &a, &s),
-        ] {
-            assert_ne!(mac, other);
-        }
     }
 }

@@ -59,11 +59,19 @@ impl RecoveryKit {
         push(&mut text, "cluster-name", self.cluster_name.as_str());
         push(&mut text, "recovery-key", &self.recovery_key.to_text());
         for key in &self.admin_keys {
-            push(&mut text, "admin-key", &key.to_string());
+            push(&mut text, "admin-public-key", &key.to_string());
         }
         push(&mut text, "ca-fingerprint", &self.ca_fingerprint().to_string());
-        push(&mut text, "root-certificate", &STANDARD.encode(self.root.certificate()));
-        push(&mut text, "root-key", &Zeroizing::new(STANDARD.encode(self.root.key().pkcs8())));
+        push(
+            &mut text,
+            "root-certificate",
+            &STANDARD.encode(self.root.certificate()),
+        );
+        push(
+            &mut text,
+            "root-key",
+            &Zeroizing::new(STANDARD.encode(self.root.key().pkcs8())),
+        );
         let check = checksum(&parse_lines(&text));
         push(&mut text, "check", &check);
         text
@@ -104,17 +112,25 @@ impl RecoveryKit {
             }
         };
         let binary = |key: &str| {
-            STANDARD.decode(one(key)?).map(Zeroizing::new).map_err(|_| broken(&format!("{key} is not base64")))
+            STANDARD
+                .decode(one(key)?)
+                .map(Zeroizing::new)
+                .map_err(|_| broken(&format!("{key} is not base64")))
         };
         let root = RootCa::from_parts(
             CertificateDer::from(binary("root-certificate")?.to_vec()),
             TlsKey::from_pkcs8(&binary("root-key")?)?,
         )?;
-        let admin_keys =
-            lines.iter().filter(|(k, _)| k == "admin-key").map(|(_, v)| v.parse()).collect::<Result<Vec<_>>>()?;
+        let admin_keys = lines
+            .iter()
+            .filter(|(k, _)| k == "admin-public-key")
+            .map(|(_, v)| v.parse())
+            .collect::<Result<Vec<_>>>()?;
         let kit = Self {
             cluster: one("cluster")?.parse().map_err(|_| broken("the cluster id"))?,
-            cluster_name: one("cluster-name")?.parse().map_err(|_| broken("the cluster's name"))?,
+            cluster_name: one("cluster-name")?
+                .parse()
+                .map_err(|_| broken("the cluster's name"))?,
             recovery_key: one("recovery-key")?.parse()?,
             admin_keys,
             root,
@@ -150,7 +166,13 @@ impl RecoveryKit {
 
 impl fmt::Debug for RecoveryKit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RecoveryKit({} {}, {})", self.cluster_name, self.cluster, self.ca_fingerprint())
+        write!(
+            f,
+            "RecoveryKit({} {}, {})",
+            self.cluster_name,
+            self.cluster,
+            self.ca_fingerprint()
+        )
     }
 }
 
@@ -215,7 +237,10 @@ mod tests {
             cluster,
             cluster_name: "prod".parse().unwrap(),
             recovery_key: SealingKey::generate(),
-            admin_keys: vec![SigningKey::generate().unwrap().public(), SigningKey::generate().unwrap().public()],
+            admin_keys: vec![
+                SigningKey::generate().unwrap().public(),
+                SigningKey::generate().unwrap().public(),
+            ],
             root: RootCa::generate(cluster, SystemTime::now()).unwrap(),
         }
     }
@@ -243,11 +268,17 @@ mod tests {
             if in_comment || !byte.is_ascii_alphanumeric() {
                 continue;
             }
-            let mut changed = text.clone().into_bytes();
+            let mut changed = text.as_bytes().to_vec();
             changed[index] = if byte == b'x' { b'y' } else { b'x' };
-            assert!(RecoveryKit::from_text(std::str::from_utf8(&changed).unwrap()).is_err(), "byte {index}");
+            assert!(
+                RecoveryKit::from_text(std::str::from_utf8(&changed).unwrap()).is_err(),
+                "byte {index}"
+            );
         }
-        assert_eq!(RecoveryKit::from_text("hello").unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(
+            RecoveryKit::from_text("hello").unwrap_err().kind(),
+            ErrorKind::Invalid
+        );
     }
 
     #[test]
@@ -256,10 +287,15 @@ mod tests {
         let path = dir.path().join("kit.txt");
         let kit = kit();
         kit.save(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(kit.save(&path).unwrap_err().kind(), ErrorKind::Conflict);
         assert_eq!(RecoveryKit::load(&path).unwrap().cluster, kit.cluster);
         let debug = format!("{kit:?}");
-        assert!(!debug.contains("SECRET") && !debug.contains(&STANDARD.encode(&kit.root.key().pkcs8()[40..60])));
+        assert!(
+            !debug.contains("SECRET") && !debug.contains(&STANDARD.encode(&kit.root.key().pkcs8()[40..60]))
+        );
     }
 }

@@ -4,7 +4,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(
     test,
-    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        reason = "tests fail by panicking"
+    )
 )]
 
 pub mod client;
@@ -18,6 +23,7 @@ pub mod notify;
 pub mod pem;
 pub mod pki;
 pub mod sealed;
+pub mod seed;
 pub mod server;
 pub mod shutdown;
 pub mod status;

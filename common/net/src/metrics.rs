@@ -48,7 +48,9 @@ impl Metrics {
     /// `Invalid` for an address that others could reach; `Io` when it is taken.
     pub async fn serve(&self, listen: &str, shutdown: CancellationToken) -> Result<SocketAddr> {
         let address: SocketAddr = listen.parse().map_err(|_| {
-            NetError::Invalid(format!("metrics_listen {listen:?} is not IP:PORT: write for example 127.0.0.1:9464"))
+            NetError::Invalid(format!(
+                "metrics_listen {listen:?} is not IP:PORT: write for example 127.0.0.1:9464"
+            ))
         })?;
         if !address.ip().is_loopback() {
             return Err(NetError::Invalid(format!(
@@ -56,9 +58,12 @@ impl Metrics {
                  so let a collector on this host fetch them"
             )));
         }
-        let listener =
-            TcpListener::bind(address).await.map_err(NetError::io(format!("listen on {address}")))?;
-        let bound = listener.local_addr().map_err(NetError::io("ask for the listening address"))?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(NetError::io(format!("listen on {address}")))?;
+        let bound = listener
+            .local_addr()
+            .map_err(NetError::io("ask for the listening address"))?;
         let metrics = self.clone();
         let app = Router::new().route("/metrics", get(move || async move { metrics.answer() }));
         tokio::spawn(async move {
@@ -95,7 +100,10 @@ mod tests {
         assert!(metrics.serve("localhost", stop.clone()).await.is_err());
         let address = metrics.serve("127.0.0.1:0", stop.clone()).await.unwrap();
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-        socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        socket
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.unwrap();
         assert!(answer.contains("holdfast_runs_total 3"), "{answer}");

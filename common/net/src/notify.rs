@@ -21,7 +21,9 @@ pub fn status(text: &str) {
 /// Sends signs of life at half the interval that the manager asked for (WATCHDOG_USEC), as long as `alive` says so.
 /// The task runs on the same runtime as everything else: a runtime that is stuck stops them too.
 pub fn spawn_watchdog(stop: CancellationToken, alive: impl Fn() -> bool + Send + 'static) {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    let Some(interval) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval((interval / 2).max(std::time::Duration::from_millis(1)));
         loop {

@@ -46,7 +46,9 @@ pub fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>> {
         .collect::<Result<_, _>>()
         .map_err(|e| NetError::Invalid(format!("read a certificate in PEM: {e}")))?;
     if found.is_empty() || found.len() > CHAIN_MAX {
-        return Err(NetError::Invalid(format!("expected 1 to {CHAIN_MAX} certificates in PEM")));
+        return Err(NetError::Invalid(format!(
+            "expected 1 to {CHAIN_MAX} certificates in PEM"
+        )));
     }
     Ok(found)
 }

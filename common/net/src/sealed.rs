@@ -111,7 +111,10 @@ pub fn open(
 ) -> Result<(SealedHeader, Zeroizing<Vec<u8>>)> {
     let (header, sealed) = parse(bytes, trusted, vault)?;
     if header.kind != kind {
-        return Err(NetError::Invalid(format!("a sealed object of kind {:?} where {kind:?} belongs", header.kind)));
+        return Err(NetError::Invalid(format!(
+            "a sealed object of kind {:?} where {kind:?} belongs",
+            header.kind
+        )));
     }
     Ok((header, age_open(sealed, key, limits::KEY_OBJECT_MAX)?))
 }
@@ -122,16 +125,27 @@ pub fn open(
 /// `Invalid` without recipients or with too many; `TooLarge` beyond `limits::SEALED_BLOB_MAX`.
 pub fn age_seal(plaintext: &[u8], recipients: &[SealingRecipient]) -> Result<Vec<u8>> {
     if recipients.len() > RECIPIENTS_MAX {
-        return Err(NetError::Invalid(format!("more than {RECIPIENTS_MAX} recipients")));
+        return Err(NetError::Invalid(format!(
+            "more than {RECIPIENTS_MAX} recipients"
+        )));
     }
     if plaintext.len() > limits::SEALED_BLOB_MAX {
-        return Err(NetError::TooLarge(format!("more than {} bytes to seal", limits::SEALED_BLOB_MAX)));
+        return Err(NetError::TooLarge(format!(
+            "more than {} bytes to seal",
+            limits::SEALED_BLOB_MAX
+        )));
     }
-    let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|r| r.age() as &dyn age::Recipient))
-        .map_err(|e| NetError::Invalid(format!("seal: {e}")))?;
+    let encryptor =
+        age::Encryptor::with_recipients(recipients.iter().map(|r| r.age() as &dyn age::Recipient))
+            .map_err(|e| NetError::Invalid(format!("seal: {e}")))?;
     let mut sealed = Vec::with_capacity(plaintext.len() + 1024);
-    let mut writer = encryptor.wrap_output(&mut sealed).map_err(NetError::internal("seal"))?;
-    writer.write_all(plaintext).and_then(|()| writer.finish()).map_err(NetError::internal("seal"))?;
+    let mut writer = encryptor
+        .wrap_output(&mut sealed)
+        .map_err(NetError::internal("seal"))?;
+    writer
+        .write_all(plaintext)
+        .and_then(|()| writer.finish())
+        .map_err(NetError::internal("seal"))?;
     Ok(sealed)
 }
 
@@ -142,17 +156,24 @@ pub fn age_seal(plaintext: &[u8], recipients: &[SealingRecipient]) -> Result<Vec
 pub fn age_open(sealed: &[u8], key: &SealingKey, max: usize) -> Result<Zeroizing<Vec<u8>>> {
     let changed = |e: &dyn std::fmt::Display| NetError::Corrupt(format!("open a sealed object: {e}"));
     let decryptor = age::Decryptor::new_buffered(sealed).map_err(|e| changed(&e))?;
-    let reader = decryptor.decrypt(std::iter::once(key.age() as &dyn age::Identity)).map_err(|e| match e {
-        age::DecryptError::NoMatchingKeys => {
-            NetError::Denied("this object is sealed to other keys than the one given".into())
-        }
-        other => changed(&other),
-    })?;
+    let reader = decryptor
+        .decrypt(std::iter::once(key.age() as &dyn age::Identity))
+        .map_err(|e| match e {
+            age::DecryptError::NoMatchingKeys => {
+                NetError::Denied("this object is sealed to other keys than the one given".into())
+            }
+            other => changed(&other),
+        })?;
     // The plaintext is never longer than its sealed form, so this never grows and leaves no copies behind.
     let mut plaintext = Zeroizing::new(Vec::with_capacity(sealed.len().min(max) + 1));
-    reader.take(max as u64 + 1).read_to_end(&mut plaintext).map_err(|e| changed(&e))?;
+    reader
+        .take(max as u64 + 1)
+        .read_to_end(&mut plaintext)
+        .map_err(|e| changed(&e))?;
     if plaintext.len() > max {
-        return Err(NetError::TooLarge(format!("a sealed object of more than {max} bytes")));
+        return Err(NetError::TooLarge(format!(
+            "a sealed object of more than {max} bytes"
+        )));
     }
     Ok(plaintext)
 }
@@ -162,8 +183,9 @@ fn parse<'a>(bytes: &'a [u8], trusted: &[PublicKey], vault: VaultId) -> Result<(
         return Err(too_large());
     }
     let cut_short = || NetError::Corrupt("a sealed object is cut short or too long".into());
-    let (signed, signature) =
-        bytes.split_at_checked(bytes.len().saturating_sub(SIGNATURE_LEN)).ok_or_else(cut_short)?;
+    let (signed, signature) = bytes
+        .split_at_checked(bytes.len().saturating_sub(SIGNATURE_LEN))
+        .ok_or_else(cut_short)?;
     let mut rest = Reader(signed);
     if rest.take::<8>().ok_or_else(cut_short)? != *MAGIC {
         return Err(NetError::Corrupt("not a sealed object".into()));
@@ -183,15 +205,28 @@ fn parse<'a>(bytes: &'a [u8], trusted: &[PublicKey], vault: VaultId) -> Result<(
         return Err(cut_short());
     }
     if !trusted.contains(&signer) {
-        return Err(NetError::Untrusted(format!("a sealed object signed by {signer}, who is not a trusted admin")));
+        return Err(NetError::Untrusted(format!(
+            "a sealed object signed by {signer}, who is not a trusted admin"
+        )));
     }
     if !signer.verifies(&signed_message(signed), signature) {
-        return Err(NetError::Untrusted("a sealed object whose signature is wrong".into()));
+        return Err(NetError::Untrusted(
+            "a sealed object whose signature is wrong".into(),
+        ));
     }
     if found_vault != vault {
-        return Err(NetError::Corrupt(format!("a sealed object of vault {found_vault} where {vault}'s belongs")));
+        return Err(NetError::Corrupt(format!(
+            "a sealed object of vault {found_vault} where {vault}'s belongs"
+        )));
     }
-    Ok((SealedHeader { kind: SealedKind::from_code(kind)?, vault, number }, rest.0))
+    Ok((
+        SealedHeader {
+            kind: SealedKind::from_code(kind)?,
+            vault,
+            number,
+        },
+        rest.0,
+    ))
 }
 
 fn signed_message(bytes: &[u8]) -> Vec<u8> {
@@ -199,7 +234,10 @@ fn signed_message(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn too_large() -> NetError {
-    NetError::TooLarge(format!("a key object of more than {} bytes", limits::KEY_OBJECT_MAX))
+    NetError::TooLarge(format!(
+        "a key object of more than {} bytes",
+        limits::KEY_OBJECT_MAX
+    ))
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -227,22 +265,51 @@ mod tests {
     fn fixture() -> Fixture {
         let recovery = SealingKey::generate();
         let admin = SigningKey::generate().unwrap();
-        let header = SealedHeader { kind: SealedKind::VaultKeys, vault: VaultId([5; 16]), number: 1 };
+        let header = SealedHeader {
+            kind: SealedKind::VaultKeys,
+            vault: VaultId([5; 16]),
+            number: 1,
+        };
         let object = seal_and_sign(b"the keys", &[recovery.recipient()], &admin, header).unwrap();
-        Fixture { recovery, admin, header, object }
+        Fixture {
+            recovery,
+            admin,
+            header,
+            object,
+        }
     }
 
     #[test]
     fn what_is_sealed_opens_for_its_recipients_only() {
         let f = fixture();
         let trusted = [f.admin.public()];
-        let (header, plaintext) =
-            open(&f.object, &f.recovery, &trusted, f.header.vault, SealedKind::VaultKeys).unwrap();
+        let (header, plaintext) = open(
+            &f.object,
+            &f.recovery,
+            &trusted,
+            f.header.vault,
+            SealedKind::VaultKeys,
+        )
+        .unwrap();
         assert_eq!((header, &plaintext[..]), (f.header, &b"the keys"[..]));
         let stranger = SealingKey::generate();
-        let error = open(&f.object, &stranger, &trusted, f.header.vault, SealedKind::VaultKeys).unwrap_err();
+        let error = open(
+            &f.object,
+            &stranger,
+            &trusted,
+            f.header.vault,
+            SealedKind::VaultKeys,
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied);
-        let error = open(&f.object, &f.recovery, &trusted, f.header.vault, SealedKind::Grant).unwrap_err();
+        let error = open(
+            &f.object,
+            &f.recovery,
+            &trusted,
+            f.header.vault,
+            SealedKind::Grant,
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
     }
 
@@ -269,7 +336,10 @@ mod tests {
         for index in 0..f.object.len() {
             let mut changed = f.object.clone();
             changed[index] ^= 1 << (index % 8);
-            assert!(verify_signature_only(&changed, &trusted, f.header.vault).is_err(), "byte {index}");
+            assert!(
+                verify_signature_only(&changed, &trusted, f.header.vault).is_err(),
+                "byte {index}"
+            );
             assert!(verify_signature_only(&f.object[..index], &trusted, f.header.vault).is_err());
         }
         let longer = [&f.object[..], &[0]].concat();
@@ -283,7 +353,10 @@ mod tests {
         let error = seal_and_sign(&big, &[f.recovery.recipient()], &f.admin, f.header).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         let sealed = age_seal(&[7; 1000], &[f.recovery.recipient()]).unwrap();
-        assert_eq!(age_open(&sealed, &f.recovery, 999).unwrap_err().kind(), ErrorKind::TooLarge);
+        assert_eq!(
+            age_open(&sealed, &f.recovery, 999).unwrap_err().kind(),
+            ErrorKind::TooLarge
+        );
         assert_eq!(age_open(&sealed, &f.recovery, 1000).unwrap().len(), 1000);
         assert!(age_seal(b"x", &[]).is_err());
     }

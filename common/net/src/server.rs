@@ -54,7 +54,10 @@ impl PeerIdentity {
     ///
     /// # Errors
     /// An `Unauthenticated` status when the peer showed none.
-    #[expect(clippy::result_large_err, reason = "tonic's handlers return its Status by value")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "tonic's handlers return its Status by value"
+    )]
     pub fn of<T>(request: &tonic::Request<T>) -> Result<Arc<Identity>, tonic::Status> {
         request
             .extensions()
@@ -124,7 +127,12 @@ impl ServerHandle {
     /// Identities that are connected now.
     #[must_use]
     pub fn connected(&self) -> Vec<Arc<Identity>> {
-        self.0.connections.lock().values().filter_map(|live| live.identity.clone()).collect()
+        self.0
+            .connections
+            .lock()
+            .values()
+            .filter_map(|live| live.identity.clone())
+            .collect()
     }
 }
 
@@ -158,7 +166,9 @@ impl Server {
         // A resumed session would skip the check of the client's certificate, and with it revocation.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        let listener = TcpListener::bind(listen).await.map_err(NetError::io(format!("listen on {listen}")))?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(NetError::io(format!("listen on {listen}")))?;
         let shared = Shared {
             cluster,
             authorizer,
@@ -167,7 +177,11 @@ impl Server {
             handshakes: Mutex::default(),
             connections: Mutex::default(),
         };
-        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), shared: Arc::new(shared) })
+        Ok(Self {
+            listener,
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            shared: Arc::new(shared),
+        })
     }
 
     /// The bound address, with the real port when port 0 was asked for.
@@ -175,7 +189,9 @@ impl Server {
     /// # Errors
     /// `Io` when the system does not know.
     pub fn local_addr(&self) -> Result<SocketAddr> {
-        self.listener.local_addr().map_err(NetError::io("ask for the listening address"))
+        self.listener
+            .local_addr()
+            .map_err(NetError::io("ask for the listening address"))
     }
 
     /// A handle that outlives [`Server::serve`].
@@ -187,7 +203,11 @@ impl Server {
     /// Accepts and serves until told to stop; then refuses new requests, gives running ones
     /// `limits::SHUTDOWN_GRACE`, and cuts the rest. Streams that never end should watch the same token.
     pub async fn serve(self, routes: Routes, shutdown: CancellationToken) {
-        let Self { listener, acceptor, shared } = self;
+        let Self {
+            listener,
+            acceptor,
+            shared,
+        } = self;
         let routes = routes.prepare();
         let slots = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let tasks = TaskTracker::new();
@@ -226,7 +246,10 @@ impl Server {
         }
         drop(listener);
         tasks.close();
-        if tokio::time::timeout(limits::SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
+        if tokio::time::timeout(limits::SHUTDOWN_GRACE, tasks.wait())
+            .await
+            .is_err()
+        {
             cut_all.cancel();
             tasks.wait().await;
         }
@@ -259,7 +282,9 @@ impl ResolvesServerCert for Certificate {
 fn certified(identity: &TlsIdentity, cluster: ClusterId) -> Result<Arc<CertifiedKey>> {
     let who = identity.identity();
     if who.role != Role::Controller || who.cluster != cluster {
-        return Err(NetError::Invalid(format!("{who} cannot serve: the certificate is not a controller's")));
+        return Err(NetError::Invalid(format!(
+            "{who} cannot serve: the certificate is not a controller's"
+        )));
     }
     crate::client::certified_key(identity)
 }

@@ -25,7 +25,11 @@ impl Fault {
     /// A fault without a hint.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// Adds what to do next.
@@ -78,9 +82,13 @@ pub fn to_status<E: HasKind>(error: &E) -> Status {
 #[must_use]
 pub fn to_status_with(kind: ErrorKind, message: &str, hint: Option<&str>) -> Status {
     let mut status = Status::new(Code::from_i32(kind.grpc_code()), cut(message));
-    status.metadata_mut().insert(KIND_KEY, MetadataValue::from_static(kind.as_str()));
+    status
+        .metadata_mut()
+        .insert(KIND_KEY, MetadataValue::from_static(kind.as_str()));
     if let Some(hint) = hint {
-        status.metadata_mut().insert_bin(HINT_KEY, MetadataValue::from_bytes(cut(hint).as_bytes()));
+        status
+            .metadata_mut()
+            .insert_bin(HINT_KEY, MetadataValue::from_bytes(cut(hint).as_bytes()));
     }
     status
 }
@@ -89,14 +97,19 @@ pub fn to_status_with(kind: ErrorKind, message: &str, hint: Option<&str>) -> Sta
 #[must_use]
 pub fn from_status(status: &Status) -> Fault {
     let metadata = status.metadata();
-    let kind = metadata.get(KIND_KEY).and_then(|v| v.to_str().ok()).and_then(ErrorKind::from_wire);
+    let kind = metadata
+        .get(KIND_KEY)
+        .and_then(|v| v.to_str().ok())
+        .and_then(ErrorKind::from_wire);
     let hint = metadata
         .get_bin(HINT_KEY)
         .and_then(|v| v.to_bytes().ok())
         .and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     let kind = kind.unwrap_or_else(|| match status.code() {
         // Made by the transport on our own side: the connection broke or was cut under the call.
-        Code::Unknown | Code::Internal | Code::Cancelled if status.source().is_some() => ErrorKind::Unavailable,
+        Code::Unknown | Code::Internal | Code::Cancelled if status.source().is_some() => {
+            ErrorKind::Unavailable
+        }
         code => ErrorKind::from_grpc_code(code as i32),
     });
     let mut message = match status.message() {
@@ -152,7 +165,10 @@ mod tests {
 
     #[test]
     fn bare_statuses_get_the_likeliest_kind_and_long_texts_are_cut() {
-        assert_eq!(from_status(&Status::permission_denied("no")).kind, ErrorKind::Denied);
+        assert_eq!(
+            from_status(&Status::permission_denied("no")).kind,
+            ErrorKind::Denied
+        );
         let status = to_status_with(ErrorKind::Io, &"ä".repeat(5000), None);
         assert!(status.message().len() <= TEXT_MAX);
     }

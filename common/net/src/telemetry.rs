@@ -60,7 +60,8 @@ impl Guard {
     pub async fn shutdown(mut self) {
         let Some(provider) = self.0.take() else { return };
         // It blocks; the exporter needs the runtime's threads meanwhile.
-        let flushed = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
+        let flushed =
+            tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
         if let Ok(Err(error)) = flushed {
             tracing::debug!(%error, "the last spans could not be exported");
         }
@@ -74,10 +75,14 @@ impl Guard {
 /// `Invalid` when a filter or endpoint makes no sense; `Conflict` when called twice.
 pub fn init(config: &TelemetryConfig, service: &str) -> Result<Guard> {
     let text = std::env::var(LOG_VARIABLE).ok().filter(|text| !text.is_empty());
-    let text = text.or_else(|| config.level.clone()).unwrap_or_else(|| "info".into());
+    let text = text
+        .or_else(|| config.level.clone())
+        .unwrap_or_else(|| "info".into());
     let filter = || {
         EnvFilter::try_new(&text).map_err(|e| {
-            NetError::Invalid(format!("log filter {text:?}: {e}; write for example info,holdfast_net=debug"))
+            NetError::Invalid(format!(
+                "log filter {text:?}: {e}; write for example info,holdfast_net=debug"
+            ))
         })
     };
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -89,13 +94,22 @@ pub fn init(config: &TelemetryConfig, service: &str) -> Result<Guard> {
         LogForm::Json => log.json().flatten_event(true).boxed(),
         LogForm::Journald => log.with_ansi(false).event_format(journald::Journald).boxed(),
     };
-    let provider = config.otlp_endpoint.as_deref().map(|endpoint| exporter(endpoint, service)).transpose()?;
+    let provider = config
+        .otlp_endpoint
+        .as_deref()
+        .map(|endpoint| exporter(endpoint, service))
+        .transpose()?;
     let spans = match &provider {
         Some(provider) => {
             let tracer = provider.tracer("holdfast");
             // What the exporter itself does over gRPC must not become spans, or it feeds itself for ever.
-            let own = EnvFilter::new("info,h2=off,hyper=off,hyper_util=off,tonic=off,tower=off,opentelemetry=off");
-            Some(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(own))
+            let own =
+                EnvFilter::new("info,h2=off,hyper=off,hyper_util=off,tonic=off,tower=off,opentelemetry=off");
+            Some(
+                tracing_opentelemetry::layer()
+                    .with_tracer(tracer)
+                    .with_filter(own),
+            )
         }
         None => None,
     };
@@ -116,7 +130,10 @@ fn exporter(endpoint: &str, service: &str) -> Result<SdkTracerProvider> {
         .build()
         .map_err(|e| NetError::Invalid(format!("otlp_endpoint {endpoint:?}: {e}")))?;
     let resource = Resource::builder().with_service_name(service.to_owned()).build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }
 
 /// Spans hold names of sources and hosts: they may leave this host only through a collector that encrypts.
@@ -132,7 +149,11 @@ fn check_endpoint(endpoint: &str) -> Result<()> {
     }
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if loopback { Ok(()) } else { Err(bad("is not on this host and would be reached without encryption")) }
+    if loopback {
+        Ok(())
+    } else {
+        Err(bad("is not on this host and would be reached without encryption"))
+    }
 }
 
 #[cfg(test)]
@@ -141,10 +162,20 @@ mod tests {
 
     #[test]
     fn spans_stay_on_this_host() {
-        for good in ["http://127.0.0.1:4317", "http://localhost:4317", "http://[::1]:4317"] {
+        for good in [
+            "http://127.0.0.1:4317",
+            "http://localhost:4317",
+            "http://[::1]:4317",
+        ] {
             assert!(check_endpoint(good).is_ok(), "{good}");
         }
-        for bad in ["http://collector:4317", "https://127.0.0.1:4317", "127.0.0.1:4317", "http://10.0.0.1:1", ""] {
+        for bad in [
+            "http://collector:4317",
+            "https://127.0.0.1:4317",
+            "127.0.0.1:4317",
+            "http://10.0.0.1:1",
+            "",
+        ] {
             assert!(check_endpoint(bad).is_err(), "{bad}");
         }
     }

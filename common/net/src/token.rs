@@ -96,7 +96,10 @@ impl JoinToken {
     /// `TooLarge` beyond `limits::KEY_OBJECT_MAX`; `Internal` when the system gives no randomness.
     pub fn wrap(&self, plaintext: &[u8]) -> Result<Vec<u8>> {
         if plaintext.len() > limits::KEY_OBJECT_MAX {
-            return Err(NetError::TooLarge(format!("more than {} bytes of keys", limits::KEY_OBJECT_MAX)));
+            return Err(NetError::TooLarge(format!(
+                "more than {} bytes of keys",
+                limits::KEY_OBJECT_MAX
+            )));
         }
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(NetError::internal("draw random bytes"))?;
@@ -112,8 +115,9 @@ impl JoinToken {
     /// # Errors
     /// `Corrupt` when it was changed or made for another token, name, vault or cluster.
     pub fn unwrap(&self, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
-        let wrong =
-            || NetError::Corrupt("the vault's keys do not unwrap with this token: ask for a new token".into());
+        let wrong = || {
+            NetError::Corrupt("the vault's keys do not unwrap with this token: ask for a new token".into())
+        };
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_LEN>().ok_or_else(wrong)?;
         if sealed.len() > limits::KEY_OBJECT_MAX + AES_256_GCM.tag_len() {
             return Err(wrong());
@@ -162,7 +166,9 @@ impl JoinToken {
         }
         let text = Zeroizing::new(text.split_ascii_whitespace().collect::<String>());
         if !text.starts_with(PREFIX) {
-            return Err(NetError::Invalid(format!("this is not a join token: it begins with {PREFIX}")));
+            return Err(NetError::Invalid(format!(
+                "this is not a join token: it begins with {PREFIX}"
+            )));
         }
         let (body, check) = text.rsplit_once('.').ok_or_else(damaged)?;
         if checksum(body) != check {
@@ -208,7 +214,9 @@ impl JoinToken {
             crate::durable::read(path, TOKEN_MAX)?
         };
         let bytes = Zeroizing::new(bytes);
-        Self::from_text(std::str::from_utf8(&bytes).map_err(|_| NetError::Invalid("not a join token".into()))?)
+        Self::from_text(
+            std::str::from_utf8(&bytes).map_err(|_| NetError::Invalid("not a join token".into()))?,
+        )
     }
 
     fn wrap_key(&self) -> Result<LessSafeKey> {
@@ -238,7 +246,11 @@ fn checksum(text: &str) -> String {
 
 impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "JoinToken({}/{}, cluster {}, secret hidden)", self.role, self.name, self.cluster)
+        write!(
+            f,
+            "JoinToken({}/{}, cluster {}, secret hidden)",
+            self.role, self.name, self.cluster
+        )
     }
 }
 
@@ -267,17 +279,29 @@ mod tests {
         assert_eq!(again.vault, token.vault);
         assert_eq!(again.addresses, token.addresses);
         assert_eq!((again.role, again.expires_at), (token.role, token.expires_at));
-        let controller = JoinToken { role: Role::Controller, vault: None, ..token };
-        assert!(JoinToken::from_text(&controller.to_text()).unwrap().vault.is_none());
+        let controller = JoinToken {
+            role: Role::Controller,
+            vault: None,
+            ..token
+        };
+        assert!(
+            JoinToken::from_text(&controller.to_text())
+                .unwrap()
+                .vault
+                .is_none()
+        );
     }
 
     #[test]
     fn any_changed_character_is_found() {
         let text = token().to_text();
         for index in 0..text.len() {
-            let mut changed = text.clone().into_bytes();
+            let mut changed = text.as_bytes().to_vec();
             changed[index] = if changed[index] == b'x' { b'y' } else { b'x' };
-            assert!(JoinToken::from_text(std::str::from_utf8(&changed).unwrap()).is_err(), "byte {index}");
+            assert!(
+                JoinToken::from_text(std::str::from_utf8(&changed).unwrap()).is_err(),
+                "byte {index}"
+            );
         }
     }
 
@@ -289,10 +313,22 @@ mod tests {
         assert_ne!(wrapped, token.wrap(b"vault keys").unwrap(), "nonces differ");
         let vault = Some((VaultId([9; 16]), "web".parse().unwrap()));
         for other in [
-            JoinToken { secret: JoinToken::new_secret().unwrap(), ..token.clone() },
-            JoinToken { name: "web2".parse().unwrap(), ..token.clone() },
-            JoinToken { cluster: ClusterId([9; 16]), ..token.clone() },
-            JoinToken { vault, ..token.clone() },
+            JoinToken {
+                secret: JoinToken::new_secret().unwrap(),
+                ..token.clone()
+            },
+            JoinToken {
+                name: "web2".parse().unwrap(),
+                ..token.clone()
+            },
+            JoinToken {
+                cluster: ClusterId([9; 16]),
+                ..token.clone()
+            },
+            JoinToken {
+                vault,
+                ..token.clone()
+            },
         ] {
             assert!(other.unwrap(&wrapped).is_err());
         }

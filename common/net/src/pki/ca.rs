@@ -79,9 +79,13 @@ impl RootCa {
     pub fn generate(cluster: ClusterId, now: SystemTime) -> Result<Self> {
         let key = TlsKey::generate()?;
         let params = ca_params(&format!("Holdfast root {cluster}"), now, ROOT_LIFETIME, 1)?;
-        let certificate =
-            params.self_signed(&key.pair()?).map_err(NetError::internal("make the root certificate"))?;
-        Ok(Self { certificate: certificate.into(), key })
+        let certificate = params
+            .self_signed(&key.pair()?)
+            .map_err(NetError::internal("make the root certificate"))?;
+        Ok(Self {
+            certificate: certificate.into(),
+            key,
+        })
     }
 
     /// Puts a stored root together again.
@@ -111,11 +115,21 @@ impl RootCa {
     /// `Internal` when the library cannot make one.
     pub fn make_issuing_ca(&self, cluster: ClusterId, now: SystemTime) -> Result<IssuingCa> {
         let key = TlsKey::generate()?;
-        let params = ca_params(&format!("Holdfast issuing CA {cluster}"), now, ISSUING_LIFETIME, 0)?;
+        let params = ca_params(
+            &format!("Holdfast issuing CA {cluster}"),
+            now,
+            ISSUING_LIFETIME,
+            0,
+        )?;
         let certificate = params
             .signed_by(&key.pair()?, &self.issuer()?)
             .map_err(NetError::internal("make the issuing CA's certificate"))?;
-        Ok(IssuingCa { certificate: certificate.into(), key, root: self.certificate.clone(), cluster })
+        Ok(IssuingCa {
+            certificate: certificate.into(),
+            key,
+            root: self.certificate.clone(),
+            cluster,
+        })
     }
 
     /// An admin's certificate chain (the leaf alone) for the key of a certificate request.
@@ -129,7 +143,9 @@ impl RootCa {
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>> {
         if identity.role != Role::Admin {
-            return Err(NetError::Denied(format!("the root issues admins only, not {identity}")));
+            return Err(NetError::Denied(format!(
+                "the root issues admins only, not {identity}"
+            )));
         }
         Ok(vec![issue_leaf(identity, request, now, &self.issuer()?)?])
     }
@@ -167,7 +183,12 @@ impl IssuingCa {
         cluster: ClusterId,
     ) -> Result<Self> {
         check_key_belongs(&certificate, &key)?;
-        Ok(Self { certificate, key, root, cluster })
+        Ok(Self {
+            certificate,
+            key,
+            root,
+            cluster,
+        })
     }
 
     /// The CA's certificate.
@@ -209,7 +230,10 @@ impl IssuingCa {
                 ));
             }
             Role::Agent | Role::Controller => {
-                vec![issue_leaf(identity, request, now, &self.issuer()?)?, self.certificate.clone()]
+                vec![
+                    issue_leaf(identity, request, now, &self.issuer()?)?,
+                    self.certificate.clone(),
+                ]
             }
         };
         if identity.role == Role::Controller {
@@ -265,15 +289,23 @@ pub(crate) fn issue_leaf(
     issuer: &Issuer<'_, rcgen::KeyPair>,
 ) -> Result<CertificateDer<'static>> {
     if request.len() > REQUEST_MAX {
-        return Err(NetError::TooLarge(format!("a certificate request of more than {REQUEST_MAX} bytes")));
+        return Err(NetError::TooLarge(format!(
+            "a certificate request of more than {REQUEST_MAX} bytes"
+        )));
     }
     let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
         .map_err(|e| NetError::Invalid(format!("read a certificate request: {e}")))?;
     let key = &request.public_key;
     if key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != P256_POINT_LEN {
-        return Err(NetError::Invalid("a certificate request must be for an ECDSA P-256 key".into()));
+        return Err(NetError::Invalid(
+            "a certificate request must be for an ECDSA P-256 key".into(),
+        ));
     }
-    let lifetime = if identity.role == Role::Admin { ADMIN_LIFETIME } else { LEAF_LIFETIME };
+    let lifetime = if identity.role == Role::Admin {
+        ADMIN_LIFETIME
+    } else {
+        LEAF_LIFETIME
+    };
     let mut params = common_params(&identity.actor(), now, lifetime)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -281,10 +313,16 @@ pub(crate) fn issue_leaf(
     let text = |s: String| s.try_into().map_err(NetError::internal("name a certificate"));
     params.subject_alt_names = vec![SanType::URI(text(identity.to_string())?)];
     if identity.role == Role::Controller {
-        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        params.subject_alt_names.push(SanType::DnsName(text(CONTROLLER_DNS_NAME.into())?));
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ServerAuth);
+        params
+            .subject_alt_names
+            .push(SanType::DnsName(text(CONTROLLER_DNS_NAME.into())?));
     }
-    let certificate = params.signed_by(key, issuer).map_err(NetError::internal("make a certificate"))?;
+    let certificate = params
+        .signed_by(key, issuer)
+        .map_err(NetError::internal("make a certificate"))?;
     Ok(certificate.into())
 }
 
@@ -295,6 +333,8 @@ pub(crate) fn check_key_belongs(certificate: &CertificateDer<'_>, key: &TlsKey) 
     if parsed.public_key().subject_public_key.data.as_ref() == key.pair()?.der_bytes() {
         Ok(())
     } else {
-        Err(NetError::Invalid("the private key does not belong to the certificate".into()))
+        Err(NetError::Invalid(
+            "the private key does not belong to the certificate".into(),
+        ))
     }
 }

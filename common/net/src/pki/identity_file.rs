@@ -33,7 +33,9 @@ impl TlsIdentity {
     /// # Errors
     /// `Invalid` when the chain is empty or the key is not the leaf's; `Untrusted` when the leaf names nobody.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: TlsKey) -> Result<Self> {
-        let leaf = chain.first().ok_or_else(|| NetError::Invalid("an empty certificate chain".into()))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| NetError::Invalid("an empty certificate chain".into()))?;
         check_key_belongs(leaf, &key)?;
         let identity = Identity::from_certificate(leaf)?;
         Ok(Self { chain, key, identity })
@@ -88,9 +90,14 @@ impl TlsIdentity {
         let leaf = self.chain.first().ok_or_else(bad)?;
         let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|_| bad())?;
         let time = |t: x509_parser::time::ASN1Time| {
-            u64::try_from(t.timestamp()).map(|s| UNIX_EPOCH + Duration::from_secs(s)).map_err(|_| bad())
+            u64::try_from(t.timestamp())
+                .map(|s| UNIX_EPOCH + Duration::from_secs(s))
+                .map_err(|_| bad())
         };
-        Ok((time(leaf.validity().not_before)?, time(leaf.validity().not_after)?))
+        Ok((
+            time(leaf.validity().not_before)?,
+            time(leaf.validity().not_after)?,
+        ))
     }
 
     /// Chain and key as one PEM text.
@@ -108,7 +115,10 @@ impl TlsIdentity {
     /// # Errors
     /// `Invalid` when chain or key are missing, malformed or do not belong together.
     pub fn from_pem(text: &str) -> Result<Self> {
-        Self::new(pem::certificates(text)?, TlsKey::from_pkcs8(&pem::private_key(text)?)?)
+        Self::new(
+            pem::certificates(text)?,
+            TlsKey::from_pkcs8(&pem::private_key(text)?)?,
+        )
     }
 
     /// Stores both in one file, mode 0600, so that a renewal can never leave a chain beside another's key.

@@ -49,7 +49,9 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 fn roots(root: &CertificateDer<'_>) -> Result<Arc<RootCertStore>> {
     let mut store = RootCertStore::empty();
-    store.add(root.clone().into_owned()).map_err(|e| NetError::Invalid(format!("use the root certificate: {e}")))?;
+    store
+        .add(root.clone().into_owned())
+        .map_err(|e| NetError::Invalid(format!("use the root certificate: {e}")))?;
     Ok(Arc::new(store))
 }
 
@@ -76,7 +78,11 @@ impl ClientRule {
             .allow_unauthenticated()
             .build()
             .map_err(NetError::internal("prepare the check of client certificates"))?;
-        Ok(Arc::new(Self { inner, cluster, authorizer }))
+        Ok(Arc::new(Self {
+            inner,
+            cluster,
+            authorizer,
+        }))
     }
 }
 
@@ -104,7 +110,11 @@ impl ClientCertVerifier for ClientRule {
         let identity = Identity::from_certificate(leaf)
             .map_err(|_| refuse(CertificateError::ApplicationVerificationFailure))?;
         // Without intermediates only a leaf that the root itself signed can pass.
-        let intermediates = if identity.role == Role::Admin { &[] } else { intermediates };
+        let intermediates = if identity.role == Role::Admin {
+            &[]
+        } else {
+            intermediates
+        };
         let verified = self.inner.verify_client_cert(leaf, intermediates, now)?;
         if identity.cluster != self.cluster {
             return Err(refuse(CertificateError::ApplicationVerificationFailure));
@@ -159,13 +169,19 @@ impl ServerRule {
     /// # Errors
     /// `Invalid` when the root is not a certificate.
     pub fn with_root(root: &CertificateDer<'_>, cluster: ClusterId) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { trust: Trust::Root(webpki(root)?), cluster }))
+        Ok(Arc::new(Self {
+            trust: Trust::Root(webpki(root)?),
+            cluster,
+        }))
     }
 
     /// For a client that is about to join.
     #[must_use]
     pub fn pinned(fingerprint: Fingerprint, cluster: ClusterId) -> Arc<Self> {
-        Arc::new(Self { trust: Trust::Pinned(fingerprint, Mutex::new(None)), cluster })
+        Arc::new(Self {
+            trust: Trust::Pinned(fingerprint, Mutex::new(None)),
+            cluster,
+        })
     }
 
     /// The root that a pinned server showed, once a handshake succeeded.

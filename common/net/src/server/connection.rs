@@ -27,18 +27,28 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn run(self, socket: TcpStream, acceptor: TlsAcceptor) {
-        let Some(stream) = self.handshake(socket, acceptor).await else { return };
+        let Some(stream) = self.handshake(socket, acceptor).await else {
+            return;
+        };
         let certificates = stream.get_ref().1.peer_certificates();
-        let identity = match certificates.and_then(|chain| chain.first()).map(|c| Identity::from_certificate(c)) {
+        let identity = match certificates
+            .and_then(|chain| chain.first())
+            .map(|c| Identity::from_certificate(c))
+        {
             None => None,
             Some(Ok(identity)) => Some(Arc::new(identity)),
             // The handshake has checked this already.
             Some(Err(_)) => return,
         };
-        let live = Live { identity: identity.clone(), cut: self.cut.clone() };
+        let live = Live {
+            identity: identity.clone(),
+            cut: self.cut.clone(),
+        };
         self.shared.connections.lock().insert(self.id, live);
         // Between the handshake's check and the insertion a revocation may have passed unseen.
-        let revoked = identity.as_deref().is_some_and(|i| self.shared.authorizer.check(i).is_err());
+        let revoked = identity
+            .as_deref()
+            .is_some_and(|i| self.shared.authorizer.check(i).is_err());
         if !revoked {
             self.serve(stream, identity).await;
         }
@@ -88,7 +98,13 @@ impl Connection {
             let shared = Arc::clone(&self.shared);
             let (routes, address, identity) = (self.routes.clone(), self.address, identity.clone());
             hyper::service::service_fn(move |request: Request<Incoming>| {
-                answer(request, routes.clone(), Arc::clone(&shared), identity.clone(), address)
+                answer(
+                    request,
+                    routes.clone(),
+                    Arc::clone(&shared),
+                    identity.clone(),
+                    address,
+                )
             })
         };
         let (interval, timeout) = limits::KEEPALIVE;
@@ -139,11 +155,13 @@ async fn answer(
             "this call needs a client certificate of the cluster",
             Some("join first: holdfast-agent join --token-file FILE"),
         )),
-        Some(identity) => shared
-            .authorizer
-            .check(identity)
-            .err()
-            .map(|reason| to_status_with(ErrorKind::Denied, &format!("{}: {reason}", identity.actor()), None)),
+        Some(identity) => shared.authorizer.check(identity).err().map(|reason| {
+            to_status_with(
+                ErrorKind::Denied,
+                &format!("{}: {reason}", identity.actor()),
+                None,
+            )
+        }),
     };
     if let Some(status) = refused {
         return Ok(status.into_http());

@@ -24,12 +24,23 @@ where
     ) -> fmt::Result {
         let metadata = event.metadata();
         let mut line = format!("{}: ", metadata.target());
-        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+        for span in context
+            .event_scope()
+            .into_iter()
+            .flat_map(|scope| scope.from_root())
+        {
             write!(line, "{}: ", span.name())?;
         }
-        context.field_format().format_fields(Writer::new(&mut line), event)?;
+        context
+            .field_format()
+            .format_fields(Writer::new(&mut line), event)?;
         // A line break would begin a record of its own, with whatever priority its text claims.
-        writeln!(writer, "<{}>{}", priority(*metadata.level()), line.replace(['\n', '\r'], " "))
+        writeln!(
+            writer,
+            "<{}>{}",
+            priority(*metadata.level()),
+            line.replace(['\n', '\r'], " ")
+        )
     }
 }
 
