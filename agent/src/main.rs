@@ -1,2 +1,5 @@
 //! Entry point of `holdfast-agent`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    holdfast_agent::cli::main()
+}

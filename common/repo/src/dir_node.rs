@@ -135,13 +135,16 @@ impl<'k> DirBuilder<'k> {
     /// Adds the next entry.
     ///
     /// # Errors
-    /// `Malformed` when names are not strictly ascending or not safe.
+    /// `Malformed` when names are not strictly ascending or not safe, or when the entry itself is one that
+    /// no reader would accept (a file's size that is not the sum of its inline chunks, a mode beyond
+    /// permissions).
     pub fn push(&mut self, entry: &Entry) -> Result<(), RepoError> {
         if !Entry::is_safe_name(&entry.name)
             || self.last_name.as_ref().is_some_and(|last| *last >= entry.name)
         {
             return Err(malformed("a directory", "names are not in order or not safe"));
         }
+        entry.check()?;
         if self.leaf_entries >= LEAF_MAX
             || self.leaf_links.len() + crate::entry::INLINE_CHUNKS_MAX > LEAF_LINKS_MAX
             || self.leaf.len() > LEAF_PAYLOAD_MAX
@@ -156,12 +159,13 @@ impl<'k> DirBuilder<'k> {
         self.leaf_entries += 1;
         match &entry.kind {
             EntryKind::File { size, .. } => {
-                self.files += 1;
-                self.bytes += size;
+                self.files = self.files.saturating_add(1);
+                // Sparse files can claim more than all disks hold.
+                self.bytes = self.bytes.saturating_add(*size);
             }
             EntryKind::Dir { files, bytes, .. } => {
-                self.files += files;
-                self.bytes += bytes;
+                self.files = self.files.saturating_add(*files);
+                self.bytes = self.bytes.saturating_add(*bytes);
             }
             _ => {}
         }

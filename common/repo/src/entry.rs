@@ -3,7 +3,7 @@
 use crate::{
     blob::Link,
     codec::{Reader, put_bytes, put_signed, put_varint},
-    error::RepoError,
+    error::{RepoError, malformed},
 };
 use holdfast_core::{
     ChunkId,
@@ -125,6 +125,10 @@ const TYPE_FIFO: u8 = 3;
 const TYPE_CHAR: u8 = 4;
 const TYPE_BLOCK: u8 = 5;
 
+/// Permission bits with set-uid, set-gid and sticky.
+const MODE_MAX: u32 = 0o7777;
+const NANOS_MAX: u32 = 999_999_999;
+
 /// Set in the flags of an entry whose file changed while it was read.
 const FLAG_CHANGED: u64 = 1;
 /// Flags that this version understands.
@@ -148,6 +152,39 @@ impl Entry {
             size
         } else {
             0
+        }
+    }
+
+    /// Whether a reader would take this entry back. Checked before anything is written: an entry that no
+    /// reader accepts would make its whole directory unreadable, and nobody would know until a restore.
+    pub(crate) fn check(&self) -> Result<(), RepoError> {
+        let bad = |why| Err(malformed("a directory entry", why));
+        if self.mode > MODE_MAX {
+            return bad("its mode has bits beyond permissions");
+        }
+        if [self.mtime, self.ctime].iter().any(|time| time.nanos > NANOS_MAX) {
+            return bad("a time has more than a second of nanoseconds");
+        }
+        match &self.kind {
+            EntryKind::File {
+                size,
+                content: Content::Inline(chunks),
+                ..
+            } => {
+                if chunks.len() > INLINE_CHUNKS_MAX {
+                    bad("more chunks stand inline than may")
+                } else if chunks.iter().any(|chunk| !is_chunk_len(chunk.len)) {
+                    bad("a chunk's length is beyond its bound")
+                } else if !sums_to(chunks, *size) {
+                    bad("the file's chunks are not as long as the file")
+                } else {
+                    Ok(())
+                }
+            }
+            EntryKind::Symlink { target } if target.len() > SYMLINK_MAX || target.contains(&0) => {
+                bad("a link's target is too long or holds a zero byte")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -241,14 +278,14 @@ impl Entry {
                 secs: reader.signed()?,
                 nanos: reader.varint_u32()?,
             };
-            if time.nanos >= 1_000_000_000 {
+            if time.nanos > NANOS_MAX {
                 return Err(reader.bad("a time has more than a second of nanoseconds"));
             }
         }
         let inode = reader.varint()?;
         let kind = decode_kind(kind, reader, links)?;
         skip_attributes(reader)?;
-        if mode > 0o7777 {
+        if mode > MODE_MAX {
             return Err(reader.bad("a mode has bits beyond permissions"));
         }
         let [mtime, ctime] = times;
@@ -314,14 +351,14 @@ fn decode_file(
         1 => Strategy::Fixed,
         _ => return Err(reader.bad("a chunking strategy is unknown")),
     };
-    let count = reader.varint()? as usize;
+    let count = usize::try_from(reader.varint()?).unwrap_or(usize::MAX);
     let content = if count == INLINE_CHUNKS_MAX + 1 {
         Content::Node(next_link(reader, links, true)?)
     } else if count <= INLINE_CHUNKS_MAX {
         let mut chunks = Vec::with_capacity(count);
         for _ in 0..count {
             let len = reader.varint_u32()?;
-            if len == 0 || len as usize > CHUNK_MAX {
+            if !is_chunk_len(len) {
                 return Err(reader.bad("a chunk's length is beyond its bound"));
             }
             chunks.push(ChunkRef {
@@ -329,7 +366,7 @@ fn decode_file(
                 len,
             });
         }
-        if chunks.iter().map(|chunk| u64::from(chunk.len)).sum::<u64>() != size {
+        if !sums_to(&chunks, size) {
             return Err(reader.bad("a file's chunks are not as long as the file"));
         }
         Content::Inline(chunks)
@@ -341,6 +378,15 @@ fn decode_file(
         strategy,
         content,
     })
+}
+
+/// Whether a chunk may be that long.
+pub(crate) fn is_chunk_len(len: u32) -> bool {
+    (1..=CHUNK_MAX as u64).contains(&u64::from(len))
+}
+
+fn sums_to(chunks: &[ChunkRef], size: u64) -> bool {
+    chunks.iter().map(|chunk| u64::from(chunk.len)).sum::<u64>() == size
 }
 
 /// The next link, which must be of the kind that the payload says.
@@ -359,10 +405,15 @@ pub(crate) fn next_link(
     }
 }
 
-/// Attributes: (tag, value) pairs. Odd tags must be understood, even ones may be passed over.
+/// Attributes: (tag, value) pairs in the order of their tags. Odd tags must be understood, even ones may
+/// be passed over.
 fn skip_attributes(reader: &mut Reader<'_>) -> Result<(), RepoError> {
+    let mut last = None;
     for _ in 0..reader.count(2, ATTRIBUTES_MAX)? {
         let tag = reader.varint()?;
+        if last.replace(tag).is_some_and(|last| last >= tag) {
+            return Err(reader.bad("its attributes are not in order"));
+        }
         reader.bytes(ATTRIBUTE_MAX)?;
         if tag & 1 == 1 {
             return Err(RepoError::TooNew {

@@ -3,15 +3,12 @@
 use crate::{
     blob::{Kind, Link, Links},
     codec::{Reader, put_varint},
-    entry::{ChunkRef, Content, INLINE_CHUNKS_MAX, next_link},
+    entry::{ChunkRef, Content, INLINE_CHUNKS_MAX, is_chunk_len, next_link},
     error::{RepoError, malformed},
     keys::VaultKeys,
     node::{INDEX, LEAF, NodeDraft, put_head, read_head},
 };
-use holdfast_core::{
-    ChunkId,
-    limits::{CHUNK_MAX, NODE_DEPTH_MAX},
-};
+use holdfast_core::{ChunkId, limits::NODE_DEPTH_MAX};
 
 /// As for directories: where a node may, and must, be cut.
 const NODE_MIN: usize = 256;
@@ -39,16 +36,9 @@ impl FileNode {
         let node = if shape == LEAF {
             let mut chunks = Vec::with_capacity(count);
             for _ in 0..count {
-                let kind = reader.u8()?;
-                if kind != SEGMENT_WHOLE {
-                    return Err(RepoError::TooNew {
-                        what: "a file node",
-                        version: 1,
-                        flags: kind.into(),
-                    });
-                }
+                read_kind(&mut reader)?;
                 let len = reader.varint_u32()?;
-                if len == 0 || len as usize > CHUNK_MAX {
+                if !is_chunk_len(len) {
                     return Err(reader.bad("a chunk's length is beyond its bound"));
                 }
                 chunks.push(ChunkRef {
@@ -60,7 +50,7 @@ impl FileNode {
         } else {
             let mut children = Vec::with_capacity(count);
             for _ in 0..count {
-                reader.u8()?;
+                read_kind(&mut reader)?;
                 let bytes = reader.varint()?;
                 children.push((next_link(&reader, &mut links, true)?, bytes));
             }
@@ -71,6 +61,18 @@ impl FileNode {
             return Err(malformed("a file node", "its links do not fit its entries"));
         }
         Ok(node)
+    }
+}
+
+/// The kind of an entry, which must be one that this version can read.
+fn read_kind(reader: &mut Reader<'_>) -> Result<(), RepoError> {
+    match reader.u8()? {
+        SEGMENT_WHOLE => Ok(()),
+        kind => Err(RepoError::TooNew {
+            what: "a file node",
+            version: 1,
+            flags: kind.into(),
+        }),
     }
 }
 

@@ -12,8 +12,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 const MAGIC: &[u8; 4] = b"HFVK";
 const VERSION: u16 = 1;
-/// Most generations or epochs of one vault: a rotation a week for 80 years.
-const KEYS_MAX: usize = 4096;
+/// Most generations or epochs of one vault: a rotation a month for 75 years, and both lists together
+/// still fit a key object (`limits::KEY_OBJECT_MAX`).
+const KEYS_MAX: usize = 900;
 /// Bytes of one numbered key as encoded.
 const KEY_ENCODED_LEN: usize = 33;
 
@@ -28,14 +29,14 @@ pub struct VaultKeys {
     derived: Derived,
 }
 
-#[derive(Clone, PartialEq, Eq, Zeroize)]
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 struct Key {
     number: u32,
     secret: [u8; 32],
 }
 
 /// Keys used for every chunk, derived once.
-#[derive(Clone, PartialEq, Eq, Zeroize, Default)]
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Default)]
 struct Derived {
     data: [u8; 32],
     file: [u8; 32],

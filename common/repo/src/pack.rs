@@ -23,6 +23,8 @@ pub const ENTRY_LEN: usize = 64;
 pub const DIRECTORY_HEADER_LEN: usize = 16;
 /// Bytes behind the directory: its offset, the pack's length, the pack's hash.
 pub const TRAILER_LEN: usize = 8 + 8 + 32;
+/// Longest directory: what a reader may have to hold beside a blob.
+pub const DIRECTORY_MAX: usize = DIRECTORY_HEADER_LEN + PACK_BLOBS_MAX * ENTRY_LEN;
 /// Version of the layout.
 pub const VERSION: u16 = 1;
 
@@ -80,6 +82,11 @@ impl PackWriter {
         }
     }
 
+    /// Makes room at once for what is known to come.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.bytes.reserve(bytes.saturating_sub(self.bytes.len()));
+    }
+
     /// Adds a sealed blob.
     pub fn push(&mut self, blob: &SealedBlob<'_>) {
         let offset = self.bytes.len();
@@ -96,13 +103,21 @@ impl PackWriter {
     /// Adds a blob verbatim, as when packs are rewritten without keys.
     ///
     /// # Errors
-    /// `Malformed` when it is not exactly one blob.
+    /// `Malformed` when it is not exactly one blob; `TooLarge` when no reader would take the pack.
     pub fn push_verbatim(&mut self, blob: &[u8]) -> Result<(), RepoError> {
         let header = BlobHeader::decode(blob)?;
         if header.blob_len() != blob.len() {
             return Err(malformed("a blob", "its length is not what its header says"));
         }
         let offset = self.bytes.len();
+        let entries = self.entries.len() + 1;
+        let rest = DIRECTORY_HEADER_LEN + entries * ENTRY_LEN + TRAILER_LEN;
+        if entries > PACK_BLOBS_MAX || offset + blob.len() + rest > PACK_MAX {
+            return Err(RepoError::TooLarge {
+                what: "a pack",
+                limit: PACK_MAX,
+            });
+        }
         self.bytes.extend_from_slice(blob);
         self.list(header.id, header.kind, header.links.0.len(), offset);
         Ok(())
@@ -207,7 +222,8 @@ impl Trailer {
                 if stated_total == total
                     && total <= PACK_MAX as u64
                     && directory_offset >= HEADER_LEN as u64
-                    && directory_len >= DIRECTORY_HEADER_LEN as u64 =>
+                    && directory_len >= DIRECTORY_HEADER_LEN as u64
+                    && directory_len <= DIRECTORY_MAX as u64 =>
             {
                 Ok(Self {
                     directory_offset,
@@ -300,6 +316,8 @@ impl PackDirectory {
     /// and whose sealed part lies whole inside. Their content is still checked when it is opened.
     #[must_use]
     pub fn salvage(bytes: &[u8]) -> Self {
+        // Nothing longer is a pack, and offsets are 32 bits.
+        let bytes = &bytes[..bytes.len().min(PACK_MAX)];
         let mut entries = Vec::new();
         let mut at = HEADER_LEN;
         while let Some(rest) = bytes.get(at..) {

@@ -156,6 +156,10 @@ impl Root {
     pub fn encode(&self, keys: &VaultKeys, signer: &SigningKey) -> Result<Vec<u8>, RepoError> {
         let mut links = Vec::new();
         let mut plain = self.sealed.encode(&mut links);
+        // A root that no reader takes back would lose its snapshot without a sound.
+        if RootSealed::decode(&plain, &Links(links.clone()))? != self.sealed {
+            return Err(malformed("a root", "it does not read back as it was written"));
+        }
         let clear = RootClear {
             signer: signer.public(),
             epoch: keys.current_epoch(),
@@ -385,7 +389,11 @@ impl RootSealed {
 fn read_owners(reader: &mut Reader<'_>) -> Result<BTreeMap<u32, Vec<u8>>, RepoError> {
     let mut owners = BTreeMap::new();
     for _ in 0..reader.count(2, OWNERS_MAX)? {
-        owners.insert(reader.varint_u32()?, reader.bytes(PATH_MAX)?.to_vec());
+        let id = reader.varint_u32()?;
+        if owners.last_key_value().is_some_and(|(last, _)| *last >= id) {
+            return Err(reader.bad("its owners are not in order"));
+        }
+        owners.insert(id, reader.bytes(PATH_MAX)?.to_vec());
     }
     Ok(owners)
 }

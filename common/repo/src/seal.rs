@@ -10,7 +10,7 @@ use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
     rand,
 };
-use holdfast_core::ChunkId;
+use holdfast_core::{ChunkId, limits::NODE_LINKS_MAX};
 use std::sync::Arc;
 use zstd::bulk::{Compressor, Decompressor};
 
@@ -81,6 +81,12 @@ impl Sealer {
             return Err(RepoError::TooLarge {
                 what: "a chunk",
                 limit: kind.raw_max(),
+            });
+        }
+        if links.0.len() > NODE_LINKS_MAX {
+            return Err(RepoError::TooLarge {
+                what: "a list of links",
+                limit: NODE_LINKS_MAX,
             });
         }
         let front = NONCE_LEN + RAW_LEN_LEN;

@@ -1,0 +1,129 @@
+//! `agent.toml`: where state is, and what this host allows, whatever a controller asks.
+
+use crate::error::{AgentError, Result};
+use holdfast_net::telemetry::TelemetryConfig;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// The default zstd level: the one at which size and speed both pay (measured by the bench).
+pub const DEFAULT_LEVEL: i32 = 3;
+/// zstd levels that are accepted: beyond 19 memory is no longer bounded as promised.
+const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
+/// Most worker threads: each holds buffers.
+const WORKERS_MAX: usize = 64;
+/// Longest configuration file.
+const CONFIG_MAX: usize = 1 << 20;
+
+/// The configuration of an agent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Identity, keys, caches.
+    pub state_dir: PathBuf,
+    /// Directories that may be backed up; none unless named.
+    #[serde(default)]
+    pub allow: Vec<PathBuf>,
+    /// Directories that restores may write to; none unless named.
+    #[serde(default)]
+    pub restore_targets: Vec<PathBuf>,
+    /// Logs, traces, metrics.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+    /// The engine.
+    #[serde(default)]
+    pub pipeline: Pipeline,
+}
+
+/// Settings of the engine.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pipeline {
+    /// Threads that read, hash, compress and seal; cores + 2 when absent, since up to two wait for
+    /// the network.
+    pub workers: Option<usize>,
+    /// zstd level.
+    pub level: Option<i32>,
+}
+
+impl Pipeline {
+    /// Threads.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get()) + 2)
+    }
+
+    /// zstd level.
+    #[must_use]
+    pub fn level(&self) -> i32 {
+        self.level.unwrap_or(DEFAULT_LEVEL)
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// `Invalid` with file, line and what is wrong.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = holdfast_net::durable::read(path, CONFIG_MAX)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| AgentError::Invalid(format!("{} is not UTF-8 text", path.display())))?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|error| AgentError::Invalid(format!("{}: {error}", path.display())))?;
+        config
+            .check()
+            .map_err(|why| AgentError::Invalid(format!("{}: {why}", path.display())))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let dirs = self
+            .allow
+            .iter()
+            .chain(&self.restore_targets)
+            .chain([&self.state_dir]);
+        if let Some(relative) = dirs.into_iter().find(|path| !path.is_absolute()) {
+            return Err(format!("{} is not an absolute path", relative.display()));
+        }
+        if !(1..=WORKERS_MAX).contains(&self.pipeline.workers()) {
+            return Err(format!("pipeline.workers must be 1 to {WORKERS_MAX}"));
+        }
+        if !LEVELS.contains(&self.pipeline.level()) {
+            return Err(format!(
+                "pipeline.level must be {} to {}",
+                LEVELS.start(),
+                LEVELS.end()
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(file.path())
+    }
+
+    #[test]
+    fn nothing_is_allowed_by_default() {
+        let config = load("state_dir = '/var/lib/x'").unwrap();
+        assert!(config.allow.is_empty() && config.restore_targets.is_empty());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = load("state_dir = '/x'\nallowed = ['/srv']")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("allowed") && error.contains("line 2"), "{error}");
+        assert!(load("state_dir = 'x'").is_err());
+        assert!(load("state_dir = '/x'\n[pipeline]\nworkers = 0").is_err());
+        assert!(load("state_dir = '/x'\n[pipeline]\nlevel = 22").is_err());
+    }
+}

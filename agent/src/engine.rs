@@ -1,0 +1,186 @@
+//! The backup engine of an agent: worker threads that walk, read, chunk, hash, compress, seal and
+//! pack, with bounded memory; the network is behind [`Remote`].
+
+mod directory;
+mod node_cache;
+mod packer;
+mod queue;
+mod reader;
+mod stats;
+mod store_chunk;
+mod worker;
+
+pub use node_cache::NodeCache;
+pub use stats::{Progress, Stats};
+
+use crate::{
+    error::{AgentError, Result},
+    files::Selection,
+    remote::Remote,
+};
+use directory::{Directory, Finished};
+use holdfast_core::ChunkId;
+use holdfast_proto::v1::Problem;
+use holdfast_repo::{Chunker, DirBuilder, Entry, EntryKind, RootTree, VaultKeys};
+use packer::Packer;
+use parking_lot::Mutex;
+use queue::Queue;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use store_chunk::{Seen, Sink};
+
+/// What one run needs.
+pub struct Settings {
+    /// The vault's keys.
+    pub keys: Arc<VaultKeys>,
+    /// What to read.
+    pub selection: Arc<Selection>,
+    /// Trees of the parent snapshot.
+    pub parent: Vec<RootTree>,
+    /// Threads; at least 1.
+    pub workers: usize,
+    /// zstd level.
+    pub level: i32,
+    /// Chunks that the controllers turned out not to have although we thought so.
+    pub missing: HashSet<ChunkId>,
+}
+
+/// What a run brought.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The new trees.
+    pub trees: Vec<RootTree>,
+    /// What could not be read, capped; the count in the statistics is exact.
+    pub problems: Vec<Problem>,
+    /// Owners that occur.
+    pub uids: BTreeSet<u32>,
+    /// Groups that occur.
+    pub gids: BTreeSet<u32>,
+}
+
+/// What all workers share.
+struct Shared {
+    settings: Settings,
+    chunker: Chunker,
+    remote: Arc<dyn Remote>,
+    cache: NodeCache,
+    seen: Seen,
+    /// The node of a directory without entries, for mount points and what cannot be listed.
+    empty_dir: EntryKind,
+    /// The controllers lost something: whatever the cache holds is sent again where it is missing.
+    distrust_cache: bool,
+    packer: Packer,
+    queue: Queue,
+    stats: Arc<Stats>,
+    cancel: Arc<AtomicBool>,
+    problems: Mutex<Vec<Problem>>,
+    owners: Mutex<(BTreeSet<u32>, BTreeSet<u32>)>,
+    failure: Mutex<Option<AgentError>>,
+}
+
+impl Shared {
+    /// Stops everyone; the first reason is kept.
+    fn fail(&self, error: AgentError) {
+        self.failure.lock().get_or_insert(error);
+        self.cancel.store(true, Ordering::Relaxed);
+        self.queue.stop();
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(AgentError::Interrupted(
+                "the run was cancelled or its lease ended".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Runs a backup of the selection to its last acknowledged pack.
+///
+/// `cancel` may be set from outside at any time; the run then ends with `Interrupted`.
+///
+/// # Errors
+/// When the remote side fails for good, the run is cancelled, or a root cannot be read at all.
+pub fn run(
+    settings: Settings,
+    remote: Arc<dyn Remote>,
+    cache: NodeCache,
+    stats: Arc<Stats>,
+    cancel: Arc<AtomicBool>,
+) -> Result<Outcome> {
+    let empty = DirBuilder::new(&settings.keys).finish()?;
+    let shared = Shared {
+        seen: Seen::default(),
+        empty_dir: EntryKind::Dir {
+            node: empty.id,
+            files: 0,
+            bytes: 0,
+        },
+        distrust_cache: !settings.missing.is_empty(),
+        chunker: Chunker::new(settings.keys.gear_key()),
+        packer: Packer::new(settings.keys.vault()),
+        queue: Queue::default(),
+        remote,
+        cache,
+        stats,
+        cancel,
+        problems: Mutex::default(),
+        owners: Mutex::default(),
+        failure: Mutex::default(),
+        settings,
+    };
+    let mut sink = Sink::new(&shared)?;
+    for node in empty.nodes {
+        sink.store_node(&shared, node)?;
+    }
+    drop(sink);
+    let top = Directory::top(&shared);
+    shared.queue.push_tasks(top.first_tasks(&shared));
+    let workers = shared.settings.workers.max(1);
+    let span = tracing::Span::current();
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| span.in_scope(|| worker::run(&shared)));
+        }
+    });
+    if let Some(error) = shared.failure.lock().take() {
+        return Err(error);
+    }
+    shared.check_cancelled()?;
+    shared.packer.flush(shared.remote.as_ref(), &shared.stats)?;
+    let entries = top
+        .take_finished()
+        .ok_or_else(|| AgentError::Internal("the walk did not end".into()))?;
+    shared.cache.finish()?;
+    let trees = pair_with_paths(&shared.settings.selection, entries);
+    let (uids, gids) = std::mem::take(&mut *shared.owners.lock());
+    let problems = std::mem::take(&mut *shared.problems.lock());
+    Ok(Outcome {
+        trees,
+        problems,
+        uids,
+        gids,
+    })
+}
+
+/// The top's entries, in the order of the roots; roots that could not be read have none.
+fn pair_with_paths(selection: &Selection, entries: Finished) -> Vec<RootTree> {
+    let paths = selection.roots.iter().map(|root| root.path.clone());
+    paths
+        .zip(entries)
+        .filter_map(|(path, entry)| entry.map(|entry| (path, entry)))
+        .map(|(path, entry)| RootTree {
+            path,
+            entry: Entry {
+                name: Vec::new(),
+                ..entry
+            },
+        })
+        .collect()
+}

@@ -1,0 +1,130 @@
+//! A worker's own tools, and the way of one chunk or node into a pack.
+
+use super::{Shared, stats::add};
+use crate::error::{AgentError, Result};
+use holdfast_core::{ChunkId, limits};
+use holdfast_repo::{DirNode, Entry, Node, NodeDraft, Opener, Sealer};
+use parking_lot::Mutex;
+use std::{collections::HashSet, sync::Arc};
+
+/// Most ids that a run remembers to have stored, 8 bytes each; beyond it the controllers are asked.
+const SEEN_MAX: usize = 4 << 20;
+/// Parts that the set of seen ids is split into, so that workers rarely wait for each other.
+const SEEN_PARTS: usize = 16;
+
+/// Chunks stored in this run, by the first 8 bytes of their ids. Two ids with the same 8 bytes
+/// would make the second be left out: the commit check finds that, and the next pass sends it.
+#[derive(Default)]
+pub(super) struct Seen {
+    parts: [Mutex<HashSet<u64>>; SEEN_PARTS],
+}
+
+impl Seen {
+    /// Whether this is the first time; remembers it.
+    fn first(&self, id: &ChunkId) -> bool {
+        let [a, b, c, d, e, f, g, h, part, ..] = *id.as_bytes();
+        let mut part = self.parts[usize::from(part) % SEEN_PARTS].lock();
+        let short = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        if part.len() >= SEEN_MAX / SEEN_PARTS {
+            !part.contains(&short)
+        } else {
+            part.insert(short)
+        }
+    }
+}
+
+/// What each worker owns.
+pub(super) struct Sink {
+    sealer: Sealer,
+    opener: Opener,
+    raw: Vec<u8>,
+    /// Contents of a batch of small files, one after the other.
+    pub arena: Vec<u8>,
+}
+
+impl Sink {
+    pub fn new(shared: &Shared) -> Result<Self> {
+        let keys = &shared.settings.keys;
+        Ok(Self {
+            sealer: Sealer::new(Arc::clone(keys), shared.settings.level)?,
+            opener: Opener::new(Arc::clone(keys))?,
+            raw: Vec::new(),
+            arena: Vec::new(),
+        })
+    }
+
+    /// Stores those of the chunks that are not stored yet.
+    pub fn store_chunks(&mut self, shared: &Shared, chunks: &[(ChunkId, &[u8])]) -> Result<()> {
+        let first: Vec<_> = chunks.iter().filter(|(id, _)| shared.seen.first(id)).collect();
+        if first.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<ChunkId> = first.iter().map(|(id, _)| *id).collect();
+        let known = shared.remote.known(&ids)?;
+        for ((id, raw), known) in first.into_iter().zip(known) {
+            if known && !shared.settings.missing.contains(id) {
+                continue;
+            }
+            shared.check_cancelled()?;
+            let blob = self.sealer.seal_data(*id, raw)?;
+            shared.packer.push(&blob, shared.remote.as_ref(), &shared.stats)?;
+            add(&shared.stats.chunks_new, 1);
+            add(&shared.stats.bytes_new, raw.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Stores a node unless it is stored already, which the cache of the last run tells.
+    pub fn store_node(&mut self, shared: &Shared, node: NodeDraft) -> Result<()> {
+        let id = node.id;
+        let kept = shared.cache.touch(&id) && !shared.settings.missing.contains(&id);
+        if kept && !shared.distrust_cache || !shared.seen.first(&id) {
+            return Ok(());
+        }
+        let blob = self.sealer.seal_node(node)?;
+        shared.cache.insert(&blob)?;
+        shared.packer.push(&blob, shared.remote.as_ref(), &shared.stats)
+    }
+
+    /// Opens a node of the parent snapshot, from the cache or from the controllers. A cached blob
+    /// that does not open is as if it were absent.
+    fn node(&mut self, shared: &Shared, id: ChunkId) -> Result<Node> {
+        if let Some(blob) = shared.cache.get(&id)
+            && let Ok(header) = self.opener.open(id, &blob, &mut self.raw)
+        {
+            return Ok(Node::decode(header.kind, &header.links, &self.raw)?);
+        }
+        let blob = shared.remote.fetch(&[id])?.pop().flatten();
+        let blob =
+            blob.ok_or_else(|| AgentError::Internal(format!("node {id} of the parent is not stored")))?;
+        let header = self.opener.open(id, &blob, &mut self.raw)?;
+        shared.cache.insert_fetched(id, &blob)?;
+        Ok(Node::decode(header.kind, &header.links, &self.raw)?)
+    }
+}
+
+/// All entries of a directory of the parent snapshot. The parent is a hint: one that cannot be read
+/// is as if it had been empty, and everything is read again.
+pub(super) fn load_directory(shared: &Shared, sink: &mut Sink, top: ChunkId) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut rest = vec![(top, 0)];
+    while let Some((id, depth)) = rest.pop() {
+        match sink.node(shared, id) {
+            Ok(Node::Dir(DirNode::Leaf(leaf))) => entries.extend(leaf),
+            Ok(Node::Dir(DirNode::Index(children))) if depth < limits::NODE_DEPTH_MAX => {
+                rest.extend(children.iter().rev().map(|child| (child.id, depth + 1)));
+            }
+            Ok(_) => {
+                return Err(AgentError::Internal(
+                    "a directory of the parent is not one".into(),
+                ));
+            }
+            Err(error @ (AgentError::Remote(_) | AgentError::Interrupted(_))) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "a directory of the parent snapshot cannot be read; its files are read again");
+                return Ok(Vec::new());
+            }
+        }
+    }
+    Ok(entries)
+}

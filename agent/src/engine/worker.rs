@@ -1,0 +1,188 @@
+//! A worker: takes tasks until there are none, and stops everyone at the first failure.
+
+use super::{
+    Shared,
+    directory::{Directory, entry_of},
+    queue::Task,
+    reader::{REREADS, is_changed, read_large},
+    stats::add,
+    store_chunk::Sink,
+};
+use crate::error::Result;
+use holdfast_core::limits;
+use holdfast_repo::{ChunkRef, Content, Entry, EntryKind};
+use rustix::fs::{FileType, Mode, OFlags};
+use std::{
+    ffi::OsStr,
+    ops::Range,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    sync::Arc,
+};
+
+/// Works until the queue is empty or stopped.
+pub(super) fn run(shared: &Shared) {
+    let mut sink = match Sink::new(shared) {
+        Ok(sink) => sink,
+        Err(error) => return shared.fail(error),
+    };
+    while let Some(task) = shared.queue.take() {
+        let done = shared.check_cancelled().and_then(|()| match task {
+            Task::List(directory) => directory.list(shared, &mut sink),
+            Task::Small(directory, indexes) => read_small(shared, &mut sink, &directory, &indexes),
+            Task::Large(directory, index) => read_large(shared, &mut sink, &directory, index),
+            Task::Piece(piece) => piece.store(shared, &mut sink),
+        });
+        if let Err(error) = done {
+            shared.fail(error);
+        }
+        shared.queue.done();
+    }
+}
+
+/// A small file that was read: its entry without content, and where its bytes are.
+struct ReadFile {
+    index: u32,
+    entry: Entry,
+    bytes: Range<usize>,
+}
+
+/// Reads a batch of small files of one directory, then stores what is new among them.
+fn read_small(shared: &Shared, sink: &mut Sink, directory: &Arc<Directory>, indexes: &[u32]) -> Result<()> {
+    let mut arena = std::mem::take(&mut sink.arena);
+    arena.clear();
+    let mut files = Vec::with_capacity(indexes.len());
+    match directory.open(shared) {
+        Ok(dir) => {
+            for index in indexes {
+                files.extend(read_one(shared, directory, &dir, *index, &mut arena));
+            }
+        }
+        Err(_) => {
+            add(&shared.stats.files_vanished, indexes.len() as u64);
+            indexes.iter().for_each(|index| directory.fill(*index, None));
+        }
+    }
+    let keys = &shared.settings.keys;
+    let chunks: Vec<_> = files
+        .iter()
+        .filter(|file| !file.bytes.is_empty())
+        .map(|file| {
+            let bytes = &arena[file.bytes.clone()];
+            (keys.data_id(bytes), bytes)
+        })
+        .collect();
+    sink.store_chunks(shared, &chunks)?;
+    let mut ids = chunks.into_iter();
+    for mut file in files {
+        let size = file.bytes.len() as u64;
+        let chunk = if file.bytes.is_empty() { None } else { ids.next() };
+        let chunks = chunk.map(|(id, bytes)| ChunkRef {
+            id,
+            len: bytes.len() as u32,
+        });
+        if let EntryKind::File {
+            size: place, content, ..
+        } = &mut file.entry.kind
+        {
+            *place = size;
+            *content = Content::Inline(chunks.into_iter().collect());
+        }
+        add(&shared.stats.files, 1);
+        add(&shared.stats.bytes, size);
+        add(&shared.stats.bytes_read, size);
+        directory.fill(file.index, Some(file.entry));
+    }
+    sink.arena = arena;
+    directory.part_done(shared, sink)
+}
+
+/// Reads one file to the end of the arena; `None` when it is left out, which is then counted.
+fn read_one(
+    shared: &Shared,
+    directory: &Directory,
+    dir: &OwnedFd,
+    index: u32,
+    arena: &mut Vec<u8>,
+) -> Option<ReadFile> {
+    let known = directory.slots.lock().get(index as usize)?.clone()?;
+    match read_until_stable(dir, &known, arena) {
+        Ok(Some((entry, bytes))) => {
+            if entry.changed_while_read {
+                add(&shared.stats.files_changing, 1);
+            }
+            Some(ReadFile { index, entry, bytes })
+        }
+        Ok(None) => {
+            add(&shared.stats.files_vanished, 1);
+            directory.fill(index, None);
+            None
+        }
+        Err(error) => {
+            let path = directory.path.join(OsStr::from_bytes(&known.name));
+            directory.report(shared, &path, &error.to_string());
+            directory.fill(index, None);
+            None
+        }
+    }
+}
+
+/// Reads a file again while it changes, a bounded number of times. `None` when it is gone, or is
+/// no longer a regular file.
+fn read_until_stable(
+    dir: &OwnedFd,
+    known: &Entry,
+    arena: &mut Vec<u8>,
+) -> rustix::io::Result<Option<(Entry, Range<usize>)>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = match rustix::fs::openat(dir, known.name.as_slice(), flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let start = arena.len();
+    let mut before = rustix::fs::fstat(&fd)?;
+    if !FileType::from_raw_mode(before.st_mode).is_file() {
+        return Ok(None);
+    }
+    for attempt in 0..=REREADS {
+        arena.truncate(start);
+        let read = read_whole(&fd, before.st_size as usize, arena)?;
+        let after = rustix::fs::fstat(&fd)?;
+        let changed = is_changed(&before, &after) || read as i64 != before.st_size;
+        if !changed || attempt == REREADS {
+            let kind = known.kind.clone();
+            let entry = Entry {
+                changed_while_read: changed,
+                ..entry_of(known.name.clone(), &before, kind)
+            };
+            return Ok(Some((entry, start..arena.len())));
+        }
+        before = after;
+    }
+    Ok(None)
+}
+
+/// Reads from the start, at most one chunk: a file that has grown beyond that is stored up to there
+/// and marked as changed.
+fn read_whole(fd: &OwnedFd, size: usize, arena: &mut Vec<u8>) -> rustix::io::Result<usize> {
+    let start = arena.len();
+    // One byte more than expected shows growth without another call.
+    arena.reserve(size.min(limits::CHUNK_MAX) + 1);
+    loop {
+        let have = arena.len() - start;
+        let room = limits::CHUNK_MAX - have;
+        if room == 0 {
+            return Ok(have);
+        }
+        if arena.capacity() == arena.len() {
+            arena.reserve(room.min(64 * 1024));
+        }
+        let read = rustix::io::pread(fd, rustix::buffer::spare_capacity(arena), have as u64)?;
+        if arena.len() - start > limits::CHUNK_MAX {
+            arena.truncate(start + limits::CHUNK_MAX);
+        }
+        if read == 0 {
+            return Ok(arena.len() - start);
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Jobs on this agent: offered, accepted, started by the cluster's decision, reported to the end.
+
+use crate::{
+    backup,
+    config::Config,
+    engine::Stats,
+    error::{AgentError, Result},
+    restore_job,
+    state::State,
+};
+use holdfast_core::{ErrorKind, HasKind as _, JobId, SourceRef, limits};
+use holdfast_net::client::{ClientTls, ConnectOptions, Connection, connect_pool};
+use holdfast_proto::v1::{
+    AgentMessage, JobOffer, JobProgress, JobResult, JobUpdate, agent_message, job_offer, job_update,
+};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use tracing::Instrument as _;
+
+/// Messages to the controllers that wait for a slow stream.
+pub const OUTBOX_LEN: usize = 64;
+/// Jobs that one agent carries out at the same time.
+const JOBS_MAX: usize = 16;
+/// Results that are told again after a reconnect, in case the stream broke before they arrived.
+const RESULTS_KEPT: usize = 64;
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Connections for data.
+const DATA_CONNECTIONS: usize = 2;
+
+/// What a run is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Reading and sending.
+    Walk,
+    /// Making it visible.
+    Commit,
+    /// Writing files.
+    Restore,
+}
+
+impl Phase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Walk => "walk",
+            Self::Commit => "commit",
+            Self::Restore => "restore",
+        }
+    }
+}
+
+/// What a job needs to run.
+pub struct JobContext {
+    /// The job.
+    pub job: JobId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Our state.
+    pub state: Arc<State>,
+    /// Our configuration.
+    pub config: Arc<Config>,
+    /// Our certificate.
+    pub tls: ClientTls,
+    /// Set to stop.
+    pub cancel: Arc<AtomicBool>,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Bytes that a restore has to write; 0 while unknown.
+    pub bytes_total: Arc<std::sync::atomic::AtomicU64>,
+    phase: Mutex<Phase>,
+}
+
+impl JobContext {
+    /// Connections for data.
+    ///
+    /// # Errors
+    /// When no controller answers.
+    pub async fn connect_data(&self) -> Result<Vec<Connection>> {
+        let addresses = &self.state.membership.addresses;
+        Ok(connect_pool(addresses, &self.tls, &ConnectOptions::default(), DATA_CONNECTIONS).await?)
+    }
+
+    /// Says what is being done.
+    pub fn set_phase(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+    }
+
+    /// Whether someone asked to stop.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    fn progress(&self) -> JobProgress {
+        let progress = self.stats.progress();
+        JobProgress {
+            phase: self.phase.lock().as_str().into(),
+            files_done: progress.files,
+            bytes_done: progress.bytes,
+            bytes_total: self.bytes_total.load(Ordering::Relaxed),
+            bytes_sent: progress.sent,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    /// Offers that we accepted and that were not started or dropped yet.
+    accepted: BTreeMap<(JobId, u32), JobOffer>,
+    running: BTreeMap<JobId, Arc<AtomicBool>>,
+    results: VecDeque<AgentMessage>,
+    outbox: Option<mpsc::Sender<AgentMessage>>,
+}
+
+/// All jobs of this process; outlives the control stream.
+#[derive(Clone)]
+pub struct Jobs {
+    state: Arc<State>,
+    config: Arc<Config>,
+    tls: ClientTls,
+    table: Arc<Mutex<Table>>,
+}
+
+impl Jobs {
+    /// No jobs yet.
+    #[must_use]
+    pub fn new(state: Arc<State>, config: Arc<Config>, tls: ClientTls) -> Self {
+        Self {
+            state,
+            config,
+            tls,
+            table: Arc::default(),
+        }
+    }
+
+    /// A new control stream is up: results that may have been lost with the old one are told again.
+    pub fn attach(&self, outbox: mpsc::Sender<AgentMessage>) {
+        let mut table = self.table.lock();
+        table.accepted.clear();
+        for result in &table.results {
+            // The outbox is as long as the list of results.
+            let _ = outbox.try_send(result.clone());
+        }
+        table.outbox = Some(outbox);
+    }
+
+    /// An offer: accepted unless it cannot be understood or there are too many already.
+    pub fn offered(&self, offer: JobOffer) {
+        let Ok(job) = JobId::try_from(&offer.job[..]) else {
+            return;
+        };
+        let attempt = offer.attempt;
+        let mut table = self.table.lock();
+        if table.running.contains_key(&job) || table.running.len() + table.accepted.len() >= JOBS_MAX {
+            return;
+        }
+        table.accepted.insert((job, attempt), offer);
+        drop(table);
+        self.tell(update(job, attempt, job_update::What::Accepted(true)));
+    }
+
+    /// The cluster decided that it is ours: begin.
+    pub fn started(&self, job: &[u8], attempt: u32) {
+        let Ok(job) = JobId::try_from(job) else { return };
+        let mut table = self.table.lock();
+        let Some(offer) = table.accepted.remove(&(job, attempt)) else {
+            return;
+        };
+        let cancel = Arc::new(AtomicBool::new(false));
+        if table.running.insert(job, Arc::clone(&cancel)).is_some() {
+            return;
+        }
+        drop(table);
+        let context = JobContext {
+            job,
+            attempt,
+            state: Arc::clone(&self.state),
+            config: Arc::clone(&self.config),
+            tls: self.tls.clone(),
+            cancel,
+            stats: Arc::default(),
+            bytes_total: Arc::default(),
+            phase: Mutex::new(Phase::Walk),
+        };
+        tokio::spawn(self.clone().carry_out(context, offer));
+    }
+
+    /// Someone else has it, or it is over.
+    pub fn dropped(&self, job: &[u8], attempt: u32) {
+        if let Ok(job) = JobId::try_from(job) {
+            self.table.lock().accepted.remove(&(job, attempt));
+        }
+    }
+
+    /// Asks a running job to stop.
+    pub fn cancel(&self, job: &[u8]) {
+        if let Some(cancel) = JobId::try_from(job)
+            .ok()
+            .and_then(|job| self.table.lock().running.get(&job).cloned())
+        {
+            cancel.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks all to stop, and waits until they have, bounded by `patience`.
+    pub async fn stop(&self, patience: Duration) {
+        self.table
+            .lock()
+            .running
+            .values()
+            .for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+        let all_ended = async {
+            while !self.table.lock().running.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, all_ended).await;
+    }
+
+    async fn carry_out(self, context: JobContext, offer: JobOffer) {
+        let span = tracing::info_span!("job", job = %context.job, attempt = context.attempt);
+        holdfast_net::trace::set_parent(&span, &offer.trace_parent);
+        let result = async {
+            tokio::select! {
+                result = execute(&context, &offer) => result,
+                () = self.report_progress(&context) => unreachable_result(),
+            }
+        }
+        .instrument(span)
+        .await;
+        let message = update(context.job, context.attempt, job_update::What::Result(result));
+        let mut table = self.table.lock();
+        table.running.remove(&context.job);
+        if table.results.len() == RESULTS_KEPT {
+            table.results.pop_front();
+        }
+        table.results.push_back(message.clone());
+        drop(table);
+        self.tell(message);
+    }
+
+    /// Tells progress until dropped.
+    async fn report_progress(&self, context: &JobContext) {
+        loop {
+            tokio::time::sleep(PROGRESS_EVERY).await;
+            let progress = job_update::What::Progress(context.progress());
+            self.tell(update(context.job, context.attempt, progress));
+        }
+    }
+
+    /// Sends what the stream can take now; progress may be lost, results are told again.
+    fn tell(&self, message: AgentMessage) {
+        if let Some(outbox) = &self.table.lock().outbox {
+            let _ = outbox.try_send(message);
+        }
+    }
+}
+
+/// Progress never ends by itself.
+fn unreachable_result() -> JobResult {
+    failed(&AgentError::Internal("progress ended".into()))
+}
+
+fn update(job: JobId, attempt: u32, what: job_update::What) -> AgentMessage {
+    let update = JobUpdate {
+        job: job.as_bytes().to_vec().into(),
+        attempt,
+        what: Some(what),
+    };
+    AgentMessage {
+        body: Some(agent_message::Body::Update(update)),
+    }
+}
+
+async fn execute(context: &JobContext, offer: &JobOffer) -> JobResult {
+    let done = match &offer.work {
+        Some(job_offer::Work::Backup(work)) => match (source_of(offer), work.files.clone()) {
+            (Ok(source), Some(files)) => {
+                tracing::info!(%source, "backup begins");
+                backup::run(context, &source, files).await.map(|done| JobResult {
+                    state: if done.partial { "partial" } else { "succeeded" }.into(),
+                    snapshot: done.snapshot.as_bytes().to_vec().into(),
+                    stats: Some(done.stats),
+                    ..JobResult::default()
+                })
+            }
+            (Err(error), _) => Err(error),
+            (_, None) => Err(AgentError::Invalid(
+                "this agent knows files sources only; update it".into(),
+            )),
+        },
+        Some(job_offer::Work::Restore(spec)) => restore_job::run(context, spec).await,
+        None => Err(AgentError::Invalid(
+            "this agent does not know that kind of job; update it".into(),
+        )),
+    };
+    match done {
+        Ok(result) => {
+            tracing::info!(state = result.state, stats = ?result.stats, "job done");
+            result
+        }
+        Err(error) => {
+            tracing::warn!(%error, "job failed");
+            JobResult {
+                stats: Some(context.stats.snapshot()),
+                ..failed(&error)
+            }
+        }
+    }
+}
+
+fn failed(error: &AgentError) -> JobResult {
+    let kind = error.kind();
+    JobResult {
+        state: if kind == ErrorKind::Interrupted {
+            "cancelled"
+        } else {
+            "failed"
+        }
+        .into(),
+        error_kind: kind.as_str().into(),
+        error: error
+            .to_string()
+            .chars()
+            .take(limits::SLED_VALUE_MAX / 8)
+            .collect(),
+        ..JobResult::default()
+    }
+}
+
+fn source_of(offer: &JobOffer) -> Result<SourceRef> {
+    let source = offer.source.clone().unwrap_or_default();
+    let parse = |text: &str| {
+        text.parse()
+            .map_err(|e: holdfast_core::NameError| AgentError::Invalid(e.to_string()))
+    };
+    Ok(SourceRef {
+        agent: parse(&source.agent)?,
+        source: parse(&source.source)?,
+    })
+}

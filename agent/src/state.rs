@@ -1,0 +1,217 @@
+//! What an agent keeps on its disk: who it is, its vault's keys, and what it last saw.
+
+use crate::error::{AgentError, Result};
+use holdfast_core::{ClusterId, Name, VaultId};
+use holdfast_net::{durable, keys::SealingKey, pem, pki::TlsIdentity};
+use holdfast_repo::{SigningKey, VaultKeys};
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Longest file of ours that is read whole.
+const FILE_MAX: usize = 1 << 20;
+
+/// Who this agent is; written by `join`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Where its controllers are.
+    pub addresses: Vec<String>,
+    /// Our name.
+    pub name: Name,
+    /// Our vault.
+    pub vault: VaultId,
+    /// What people call it.
+    pub vault_name: Name,
+}
+
+/// The highest root seen of each source: an older one must not be shown to us as the newest.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Heads(pub BTreeMap<Name, u64>);
+
+/// The state directory, locked.
+pub struct State {
+    dir: PathBuf,
+    /// Who we are.
+    pub membership: Membership,
+    /// Keys of our vault.
+    pub keys: Arc<VaultKeys>,
+    /// Signs our roots.
+    pub signing: Arc<SigningKey>,
+    /// Receives grants.
+    pub sealing: SealingKey,
+    /// The cluster's root certificate.
+    pub root: CertificateDer<'static>,
+    /// Held so that no second process runs on the same state.
+    _lock: OwnedFd,
+}
+
+/// Paths below a state directory.
+pub(crate) struct Layout<'a>(pub &'a Path);
+
+impl Layout<'_> {
+    pub fn identity(&self) -> PathBuf {
+        self.0.join("identity")
+    }
+    pub fn membership(&self) -> PathBuf {
+        self.identity().join("agent.json")
+    }
+    pub fn tls(&self) -> PathBuf {
+        self.identity().join("tls.pem")
+    }
+    pub fn root(&self) -> PathBuf {
+        self.identity().join("root.pem")
+    }
+    pub fn vault(&self) -> PathBuf {
+        self.identity().join("vault.key")
+    }
+    pub fn signing(&self) -> PathBuf {
+        self.identity().join("signing.key")
+    }
+    pub fn sealing(&self) -> PathBuf {
+        self.identity().join("sealing.key")
+    }
+    fn heads(&self) -> PathBuf {
+        self.0.join("heads.json")
+    }
+    fn cache(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+    fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+}
+
+impl State {
+    /// Opens the state of a joined agent and locks it.
+    ///
+    /// # Errors
+    /// `NotFound` before `join`; `Conflict` while another process runs on it; `Invalid` for damage.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let layout = Layout(dir);
+        if !layout.membership().exists() {
+            return Err(AgentError::Invalid(format!(
+                "{} holds no identity: run `holdfast-agent join --token-file FILE --state-dir {0}` first",
+                dir.display()
+            )));
+        }
+        let lock = lock(&layout.lock())?;
+        let membership = serde_json::from_slice(&durable::read(&layout.membership(), FILE_MAX)?)
+            .map_err(|error| AgentError::Invalid(format!("{}: {error}", layout.membership().display())))?;
+        let root = String::from_utf8_lossy(&durable::read(&layout.root(), FILE_MAX)?).into_owned();
+        let root = pem::certificates(&root)?.into_iter().next().ok_or_else(|| {
+            AgentError::Invalid(format!("{} holds no certificate", layout.root().display()))
+        })?;
+        let vault = zeroize::Zeroizing::new(durable::read(&layout.vault(), FILE_MAX)?);
+        let signing = zeroize::Zeroizing::new(durable::read(&layout.signing(), FILE_MAX)?);
+        let sealing = zeroize::Zeroizing::new(durable::read(&layout.sealing(), FILE_MAX)?);
+        let sealing = std::str::from_utf8(&sealing)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .ok_or_else(|| AgentError::Invalid(format!("{} is damaged", layout.sealing().display())))?;
+        durable::create_private_dir(&layout.cache())?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            membership,
+            keys: Arc::new(VaultKeys::decode(&vault)?),
+            signing: Arc::new(SigningKey::from_pkcs8(&signing)?),
+            sealing,
+            root,
+            _lock: lock,
+        })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Our certificate now; renewal replaces the file.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn tls(&self) -> Result<TlsIdentity> {
+        Ok(TlsIdentity::load(&Layout(&self.dir).tls())?)
+    }
+
+    /// Keeps a renewed certificate.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_tls(&self, identity: &TlsIdentity) -> Result<()> {
+        Ok(identity.save(&Layout(&self.dir).tls())?)
+    }
+
+    /// Where the nodes of a source's last snapshot are kept.
+    #[must_use]
+    pub fn node_cache(&self, source: &Name) -> PathBuf {
+        Layout(&self.dir).cache().join(format!("{source}.nodes"))
+    }
+
+    /// The highest sequence seen of a source; 0 before the first.
+    #[must_use]
+    pub fn head(&self, source: &Name) -> u64 {
+        self.heads().0.get(source).copied().unwrap_or(0)
+    }
+
+    /// Remembers the highest sequence seen.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remember_head(&self, source: &Name, sequence: u64) -> Result<()> {
+        let mut heads = self.heads();
+        let head = heads.0.entry(source.clone()).or_default();
+        *head = sequence.max(*head);
+        let bytes = serde_json::to_vec(&heads).map_err(|error| AgentError::Internal(error.to_string()))?;
+        Ok(durable::write(
+            &Layout(&self.dir).heads(),
+            &bytes,
+            durable::PRIVATE_FILE,
+        )?)
+    }
+
+    fn heads(&self) -> Heads {
+        let bytes = durable::read(&Layout(&self.dir).heads(), FILE_MAX).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+}
+
+/// Takes the lock file, which the kernel frees when the process ends, however it ends.
+pub(crate) fn lock(path: &Path) -> Result<OwnedFd> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(AgentError::io("open", path))?;
+    let file = OwnedFd::from(file);
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Remote(
+            holdfast_net::Fault::new(
+                holdfast_core::ErrorKind::Conflict,
+                format!(
+                    "another agent runs on {}",
+                    path.parent().unwrap_or(path).display()
+                ),
+            )
+            .with_hint("stop it first, or give this one a --state-dir of its own"),
+        )),
+        Err(error) => Err(AgentError::io("lock", path)(error)),
+    }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "State({})", self.dir.display())
+    }
+}
