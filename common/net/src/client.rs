@@ -292,7 +292,7 @@ pub fn with_port(address: &str) -> Result<String> {
     let port = match address.rsplit_once(':') {
         _ if bare_v6 => return Ok(format!("[{address}]:{DEFAULT_PORT}")),
         Some((host, port)) if !host.is_empty() && !port.ends_with(']') => port,
-        Some((host, _)) if host.is_empty() => return Err(bad()),
+        Some(("", _)) => return Err(bad()),
         _ => return Ok(format!("{address}:{DEFAULT_PORT}")),
     };
     port.parse::<u16>().map_err(|_| bad())?;

@@ -11,6 +11,10 @@ use std::{
 /// Mode of files that hold secrets.
 pub const PRIVATE_FILE: u32 = 0o600;
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is a durable helper: the directory is synced below"
+)]
 /// Replaces a file so that after any crash it holds either the old or the new bytes, whole: temporary file
 /// in the same directory, fdatasync, rename, fsync of the directory.
 ///

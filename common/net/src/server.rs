@@ -54,10 +54,6 @@ impl PeerIdentity {
     ///
     /// # Errors
     /// An `Unauthenticated` status when the peer showed none.
-    #[expect(
-        clippy::result_large_err,
-        reason = "tonic's handlers return its Status by value"
-    )]
     pub fn of<T>(request: &tonic::Request<T>) -> Result<Arc<Identity>, tonic::Status> {
         request
             .extensions()

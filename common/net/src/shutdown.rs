@@ -7,6 +7,10 @@ use tokio_util::sync::CancellationToken;
 /// Exit code of a program that a second signal ends at once.
 const INTERRUPTED: i32 = 130;
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a second signal asks to end at once, wherever the program is stuck"
+)]
 /// A token that is cancelled by the first SIGTERM or SIGINT; the second ends the process at once, for an operator
 /// who does not want to wait. Whatever is durable by then stays so.
 ///
