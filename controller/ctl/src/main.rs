@@ -1,2 +1,7 @@
 //! Entry point of `holdfastctl`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    holdfastctl::run()
+}

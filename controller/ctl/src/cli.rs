@@ -1,0 +1,393 @@
+//! The command line, as clap reads it.
+
+use crate::{error::Result, output::Format};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use holdfast_core::{Name, SourceRef};
+use holdfast_net::Role;
+use std::{path::PathBuf, time::Duration};
+
+/// Operates a Holdfast cluster.
+#[derive(Debug, Parser)]
+#[command(name = "holdfastctl", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Directory of the admin's context and keys [default: ~/.config/holdfast].
+    #[arg(long, env = "HOLDFAST_CONFIG_DIR", global = true, hide_env_values = true)]
+    pub(crate) config_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Found a cluster: make its CA, the first controller's identity, the recovery kit and the admin's context.
+    Init(InitArgs),
+    /// Invite a host.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Create or change what documents describe, and nothing else.
+    Apply(FileArgs),
+    /// Show what `apply` would change; exits with 4 when that is anything.
+    Diff(FileArgs),
+    /// Delete something by kind and name; its snapshots stay.
+    Delete {
+        /// Kind, for example source.
+        kind: DeleteKind,
+        /// Name, for example web1/uploads.
+        name: SourceRef,
+    },
+    /// List things.
+    Get(GetArgs),
+    /// Show everything about one thing, or about each of a kind.
+    Describe(DescribeArgs),
+    /// Run backups.
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Restore a snapshot, whole or in part.
+    Restore(RestoreArgs),
+    /// List the files of a snapshot.
+    Ls {
+        /// SOURCE, SOURCE@latest, SOURCE@SNAPSHOT or SOURCE@TIME.
+        source: String,
+        /// Directory or file within the snapshot.
+        path: Option<String>,
+        /// Descend into directories.
+        #[arg(short, long)]
+        recursive: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Write a file of a snapshot to standard output.
+    Cat {
+        /// SOURCE, SOURCE@latest, SOURCE@SNAPSHOT or SOURCE@TIME.
+        source: String,
+        /// File within the snapshot.
+        path: String,
+    },
+    /// Check that what is stored is whole, and with keys that it restores; exits with 4 on findings.
+    Verify {
+        /// Only this source; without it also everything else in the stores.
+        source: Option<String>,
+        /// Read every byte, decrypt and compare.
+        #[arg(long)]
+        read_data: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Delete snapshots, or bring them back within the undo period.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Show the cluster at a glance.
+    Status(OutputArgs),
+    /// Look for problems here and in the cluster; exits with 4 when there are any.
+    Doctor(OutputArgs),
+    /// Free the space of what no snapshot needs any more.
+    Gc {
+        /// Show what would be freed.
+        #[arg(long)]
+        dry_run: bool,
+        /// Deleted snapshots are gone for good now.
+        #[arg(long)]
+        ignore_undo_period: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Follow or stop jobs.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Show who did what.
+    Audit(OutputArgs),
+    /// Restore without any controller, from a store and the recovery kit.
+    Recover(RecoverArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Name of the cluster.
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// Address at which agents and admins reach the first controller (HOST or HOST:PORT).
+    #[arg(long)]
+    pub(crate) address: String,
+    /// File for the recovery kit; must not exist.
+    #[arg(long)]
+    pub(crate) recovery_kit: PathBuf,
+    /// Directory for the first controller's configuration and identity.
+    #[arg(long)]
+    pub(crate) controller_dir: PathBuf,
+    /// Your name as an administrator.
+    #[arg(long, default_value = "admin")]
+    pub(crate) admin: Name,
+    /// Name of the first controller.
+    #[arg(long, default_value = "ctl1")]
+    pub(crate) controller: Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token with which one host can join, once.
+    Create(TokenArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    /// Name of the joining host.
+    pub(crate) name: Name,
+    /// What it becomes.
+    #[arg(long, default_value = "agent", value_parser = joinable)]
+    pub(crate) role: Role,
+    /// Vault of an agent [default: one of its own, named like it].
+    #[arg(long)]
+    pub(crate) vault: Option<Name>,
+    /// How long the token is good, for example 15m, 2h or 1d.
+    #[arg(long, default_value = "15m", value_parser = duration)]
+    pub(crate) ttl: Duration,
+    /// File for the token; must not exist. Without it the token goes to standard output.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// The host was rebuilt: it takes over name, vault and sources, and the old certificate is refused.
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FileArgs {
+    /// YAML file with one or more documents, or - for standard input.
+    #[arg(short, long)]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DeleteKind {
+    #[value(alias = "sources")]
+    Source,
+}
+
+/// What `get` and `describe` know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    #[value(alias = "agent")]
+    Agents,
+    #[value(alias = "source")]
+    Sources,
+    #[value(alias = "snapshot")]
+    Snapshots,
+    #[value(alias = "job")]
+    Jobs,
+    #[value(alias = "member")]
+    Members,
+    #[value(alias = "vault")]
+    Vaults,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// What to list.
+    pub(crate) kind: Kind,
+    /// Only this one; for snapshots also a source.
+    pub(crate) name: Option<String>,
+    /// Form of the output.
+    #[arg(short, long, default_value = "table")]
+    pub(crate) output: Format,
+    /// Show again whenever something changes, until interrupted.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Deleted snapshots too.
+    #[arg(long)]
+    pub(crate) include_deleted: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DescribeArgs {
+    /// What to show.
+    pub(crate) kind: Kind,
+    /// Only this one; for snapshots also a source.
+    pub(crate) name: Option<String>,
+    /// Form of the output: yaml or json.
+    #[arg(short, long, default_value = "yaml")]
+    pub(crate) output: Format,
+}
+
+/// For commands that answer with one text or one JSON value.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputArgs {
+    /// Form of the output.
+    #[arg(short, long, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupCommand {
+    /// Back a source up now.
+    Run {
+        /// Source, for example web1/uploads.
+        source: SourceRef,
+        /// Wait for the end; exits with 3 when some of it could not be read.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// SOURCE, SOURCE@latest, SOURCE@SNAPSHOT or SOURCE@TIME (with a time zone).
+    pub(crate) source: String,
+    /// Directory to restore to.
+    #[arg(long)]
+    pub(crate) to: PathBuf,
+    /// Only this path within the snapshot; may be given several times.
+    #[arg(long = "path")]
+    pub(crate) paths: Vec<String>,
+    /// On this agent's host instead of this machine.
+    #[arg(long)]
+    pub(crate) agent: Option<Name>,
+    /// The directory may hold something already.
+    #[arg(long)]
+    pub(crate) in_place: bool,
+    /// Show what would be restored.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Delete a snapshot; it can be brought back until the undo period ends.
+    Delete {
+        /// Snapshot id or SOURCE@SNAPSHOT.
+        snapshot: String,
+    },
+    /// Bring a deleted snapshot back.
+    Undelete {
+        /// Snapshot id or SOURCE@SNAPSHOT.
+        snapshot: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Stop a job.
+    Cancel {
+        /// Job id.
+        job: String,
+    },
+    /// Follow a job to its end.
+    Watch {
+        /// Job id.
+        job: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Store: a directory or file:// URL.
+    #[arg(long)]
+    pub(crate) from: String,
+    /// The recovery kit.
+    #[arg(long)]
+    pub(crate) kit: PathBuf,
+    /// List the snapshots that the store holds.
+    #[arg(long, conflicts_with_all = ["snapshot", "to"])]
+    pub(crate) list: bool,
+    /// Snapshot to restore.
+    #[arg(required_unless_present = "list", requires = "to")]
+    pub(crate) snapshot: Option<String>,
+    /// Directory to restore to.
+    #[arg(long)]
+    pub(crate) to: Option<PathBuf>,
+    /// Only this path within the snapshot; may be given several times.
+    #[arg(long = "path")]
+    pub(crate) paths: Vec<String>,
+    /// The directory may hold something already.
+    #[arg(long)]
+    pub(crate) in_place: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+fn joinable(text: &str) -> Result<Role, String> {
+    match text.parse() {
+        Ok(Role::Admin) | Err(_) => Err("use agent or controller".into()),
+        Ok(role) => Ok(role),
+    }
+}
+
+/// Reads `90s`, `15m`, `2h` or `1d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration: write for example 15m, 2h or 1d");
+    let split = text.len() - text.chars().next_back().map_or(0, char::len_utf8);
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(bad()),
+    };
+    let duration = number
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
+        .ok_or_else(bad)?;
+    let most = holdfast_core::limits::TOKEN_TTL_MAX;
+    if duration.is_zero() || duration > most {
+        return Err(format!(
+            "must be between 1s and {}d",
+            most.as_secs() / (24 * 3600)
+        ));
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_and_bounded() {
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
+        for bad in ["", "m", "15", "0s", "8d", "-1m", "1ü", "99999999999999999999d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Every command's help in one text: a changed option shows up in review. Written anew with
+    /// HOLDFAST_BLESS=1.
+    #[test]
+    fn help_is_as_recorded() {
+        let mut command = Cli::command();
+        command.build();
+        let mut text = String::new();
+        collect(&mut command, &mut text);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/help.txt");
+        if std::env::var_os("HOLDFAST_BLESS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        let recorded = std::fs::read_to_string(path).unwrap();
+        assert!(
+            text == recorded,
+            "help differs from tests/help.txt; HOLDFAST_BLESS=1 writes it anew:\n{text}"
+        );
+    }
+
+    fn collect(command: &mut clap::Command, text: &mut String) {
+        if command.get_name() == "help" {
+            return;
+        }
+        text.push_str(&format!("{}\n\n", command.render_help()));
+        for sub in command.get_subcommands_mut() {
+            collect(sub, text);
+        }
+    }
+}

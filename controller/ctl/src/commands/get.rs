@@ -1,0 +1,153 @@
+//! `get` and `describe`.
+
+use super::apply;
+use crate::{
+    address::snapshot_id,
+    cli::{DescribeArgs, GetArgs, Kind},
+    cluster::{Cluster, pages},
+    error::{Result, fault, invalid},
+    output::{self, Format, Row},
+    rows::{AgentRow, JobRow, MemberRow, SnapshotRow, VaultRow},
+};
+use holdfast_core::{ErrorKind, SourceRef};
+use holdfast_proto::v1;
+use std::{io::IsTerminal as _, time::Duration};
+
+/// How often `--watch` looks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Clears a terminal and goes to its upper left corner.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+pub(super) async fn get(cluster: &Cluster, args: &GetArgs) -> Result<()> {
+    let query = Query {
+        name: args.name.as_deref(),
+        include_deleted: args.include_deleted,
+    };
+    let mut shown = query.show(cluster, args.kind, args.output).await?;
+    output::print(&shown)?;
+    while args.watch {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Err(fault(ErrorKind::Interrupted, "stopped watching")),
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+        }
+        let now = match query.show(cluster, args.kind, args.output).await {
+            Err(fault) if fault.kind.is_transient() => {
+                eprintln!("warning: {fault}; looking again");
+                continue;
+            }
+            other => other?,
+        };
+        if now != shown {
+            let clear = if std::io::stdout().is_terminal() {
+                CLEAR
+            } else {
+                ""
+            };
+            output::print(&format!("{clear}{now}"))?;
+            shown = now;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn describe(cluster: &Cluster, args: &DescribeArgs) -> Result<()> {
+    if !matches!(args.output, Format::Yaml | Format::Json) {
+        return Err(
+            invalid("describe knows the forms yaml and json").with_hint("holdfastctl get, for tables")
+        );
+    }
+    let query = Query {
+        name: args.name.as_deref(),
+        include_deleted: true,
+    };
+    output::print(&query.show(cluster, args.kind, args.output).await?)
+}
+
+struct Query<'a> {
+    name: Option<&'a str>,
+    include_deleted: bool,
+}
+
+impl Query<'_> {
+    async fn show(&self, cluster: &Cluster, kind: Kind, format: Format) -> Result<String> {
+        match kind {
+            Kind::Snapshots => self.snapshots(cluster, format).await,
+            Kind::Sources => self.named(apply::sources(cluster).await?, "source", format),
+            Kind::Agents => self.named(agents(cluster).await?, "agent", format),
+            Kind::Jobs => self.named(jobs(cluster).await?, "job", format),
+            Kind::Members => {
+                let request = v1::ListRequest {
+                    after: String::new(),
+                    limit: 0,
+                };
+                let answer = cluster.control().list_members(request).await?.into_inner();
+                self.named(
+                    answer.members.into_iter().map(MemberRow::from).collect(),
+                    "member",
+                    format,
+                )
+            }
+            Kind::Vaults => self.named(vaults(cluster).await?, "vault", format),
+        }
+    }
+
+    async fn snapshots(&self, cluster: &Cluster, format: Format) -> Result<String> {
+        let rows: Vec<SnapshotRow> = match self.name {
+            None => cluster.snapshots(None, self.include_deleted).await?,
+            Some(name) => match name.parse::<SourceRef>() {
+                Ok(source) => cluster.snapshots(Some(&source), self.include_deleted).await?,
+                Err(_) => vec![cluster.snapshot(snapshot_id(name)?.1).await?],
+            },
+        };
+        output::rows(&rows, format)
+    }
+
+    /// Rows with the asked name alone, or all.
+    fn named<R: Row>(&self, mut rows: Vec<R>, what: &str, format: Format) -> Result<String> {
+        if let Some(name) = self.name {
+            rows.retain(|row| row.name() == name);
+            if rows.is_empty() {
+                return Err(fault(ErrorKind::NotFound, format!("there is no {what} {name:?}"))
+                    .with_hint(format!("holdfastctl get {what}s")));
+            }
+        }
+        output::rows(&rows, format)
+    }
+}
+
+/// Every agent.
+pub(super) async fn agents(cluster: &Cluster) -> Result<Vec<AgentRow>> {
+    let found = pages(|after| async {
+        let answer = cluster
+            .control()
+            .list_agents(v1::ListRequest { after, limit: 0 })
+            .await?
+            .into_inner();
+        Ok((answer.agents, answer.next))
+    })
+    .await?;
+    found.into_iter().map(AgentRow::try_from).collect()
+}
+
+/// Every vault.
+pub(super) async fn vaults(cluster: &Cluster) -> Result<Vec<VaultRow>> {
+    let answer = cluster
+        .control()
+        .list_vaults(v1::ListVaultsRequest {})
+        .await?
+        .into_inner();
+    answer.vaults.into_iter().map(VaultRow::try_from).collect()
+}
+
+async fn jobs(cluster: &Cluster) -> Result<Vec<JobRow>> {
+    let found = pages(|after| async {
+        let answer = cluster
+            .control()
+            .list_jobs(v1::ListRequest { after, limit: 0 })
+            .await?
+            .into_inner();
+        Ok((answer.jobs, answer.next))
+    })
+    .await?;
+    found.into_iter().map(JobRow::try_from).collect()
+}

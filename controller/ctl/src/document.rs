@@ -1,0 +1,280 @@
+//! YAML documents: what `apply`, `diff` and `delete` work on.
+
+use crate::error::{Result, invalid, lift_display};
+use holdfast_core::SourceRef;
+use holdfast_proto::v1::FilesSpec;
+use serde::{Deserialize, Serialize};
+
+/// Largest file of documents.
+pub(crate) const FILE_MAX: usize = 1024 * 1024;
+/// Most roots or patterns of one source.
+const LIST_MAX: usize = 256;
+/// Longest path or pattern: PATH_MAX.
+const TEXT_MAX: usize = 4096;
+/// A suggestion further away than this is not one.
+const SUGGESTION_DISTANCE: usize = 3;
+
+/// A document of kind Source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceDocument {
+    kind: Kind,
+    /// `agent/name`.
+    pub(crate) name: SourceRef,
+    /// A file source's settings; may also stand below `spec`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Files>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spec: Option<Spec>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    Source,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spec {
+    files: Files,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Files {
+    /// Absolute directories or files.
+    roots: Vec<String>,
+    /// Patterns in gitignore's form, relative to each root.
+    #[serde(default)]
+    exclude: Vec<String>,
+    /// Descend into other file systems that are mounted below a root.
+    #[serde(default)]
+    cross_mounts: bool,
+}
+
+impl SourceDocument {
+    fn files(&self) -> Result<&Files> {
+        match (&self.files, &self.spec) {
+            (Some(files), None) | (None, Some(Spec { files })) => Ok(files),
+            (None, None) => Err(invalid(format!("source {}: `files` is missing", self.name))
+                .with_hint("say what to back up, for example: files: {roots: [/srv/uploads]}")),
+            (Some(_), Some(_)) => Err(invalid(format!(
+                "source {}: `files` stands both alone and below `spec`",
+                self.name
+            ))),
+        }
+    }
+
+    /// The settings in the form of the wire.
+    pub(crate) fn files_spec(&self) -> Result<FilesSpec> {
+        let Files {
+            roots,
+            exclude,
+            cross_mounts,
+        } = self.files()?.clone();
+        Ok(FilesSpec {
+            roots,
+            exclude,
+            cross_mounts,
+        })
+    }
+
+    /// The one JSON form that the catalog keeps, whichever way the document was written.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        let normal = Self {
+            kind: self.kind,
+            name: self.name.clone(),
+            files: Some(self.files()?.clone()),
+            spec: None,
+        };
+        serde_json::to_string(&normal).map_err(lift_display)
+    }
+
+    /// Reads [`SourceDocument::to_json`].
+    pub(crate) fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(lift_display)
+    }
+
+    /// The document as people write it.
+    pub(crate) fn to_yaml(&self) -> Result<String> {
+        let normal = Self {
+            kind: self.kind,
+            name: self.name.clone(),
+            files: Some(self.files()?.clone()),
+            spec: None,
+        };
+        serde_norway::to_string(&normal).map_err(lift_display)
+    }
+
+    fn check(&self) -> Result<()> {
+        let Files {
+            roots,
+            exclude,
+            cross_mounts: _,
+        } = self.files()?;
+        let bad = |why: String| Err(invalid(format!("source {}: {why}", self.name)));
+        if roots.is_empty() {
+            return bad("`roots` is empty: name at least one directory or file".into());
+        }
+        if roots.len() > LIST_MAX || exclude.len() > LIST_MAX {
+            return bad(format!("more than {LIST_MAX} roots or patterns"));
+        }
+        for (index, root) in roots.iter().enumerate() {
+            if !root.starts_with('/') || root.len() > TEXT_MAX || root.contains('\0') {
+                return bad(format!("root {root:?} is not an absolute path"));
+            }
+            if root.split('/').any(|part| part == ".." || part == ".") {
+                return bad(format!("root {root:?} contains `.` or `..`"));
+            }
+            let within = |outer: &str| {
+                let outer = outer.trim_end_matches('/');
+                let root = root.trim_end_matches('/');
+                root.strip_prefix(outer)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            let others = roots.iter().enumerate().filter(|(other, _)| *other != index);
+            if let Some((_, outer)) = others.into_iter().find(|(_, outer)| within(outer)) {
+                return bad(format!("root {root:?} lies within root {outer:?}"));
+            }
+        }
+        match exclude
+            .iter()
+            .find(|pattern| pattern.is_empty() || pattern.len() > TEXT_MAX)
+        {
+            Some(pattern) => bad(format!("{pattern:?} is not a pattern")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads all documents of a text. Nothing is returned unless all are good.
+///
+/// # Errors
+/// `Invalid` with line and suggestion.
+pub(crate) fn parse(text: &str) -> Result<Vec<SourceDocument>> {
+    let mut documents: Vec<SourceDocument> = Vec::new();
+    for part in serde_norway::Deserializer::from_str(text) {
+        let value = Option::<SourceDocument>::deserialize(part).map_err(|e| explain(&e.to_string()))?;
+        // An empty document, as a trailing `---` makes one.
+        let Some(document) = value else { continue };
+        document.check()?;
+        if documents.iter().any(|other| other.name == document.name) {
+            return Err(invalid(format!("source {} is described twice", document.name)));
+        }
+        documents.push(document);
+    }
+    if documents.is_empty() {
+        return Err(
+            invalid("there is no document in this file").with_hint("a document begins with `kind: Source`")
+        );
+    }
+    Ok(documents)
+}
+
+/// Adds the likeliest meant word to serde's message, which names the line.
+fn explain(message: &str) -> holdfast_net::Fault {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = message.contains("unknown field") || message.contains("unknown variant");
+    let suggestion = match quoted.next() {
+        Some(wrong) if unknown => {
+            let nearest = quoted.map(|known| (distance(wrong, known), known)).min();
+            nearest
+                .filter(|(distance, _)| *distance <= SUGGESTION_DISTANCE)
+                .map(|(_, known)| known.to_owned())
+        }
+        _ => None,
+    };
+    match suggestion {
+        Some(known) => invalid(message).with_hint(format!("did you mean `{known}`?")),
+        None => invalid(message),
+    }
+}
+
+/// Edit distance (Levenshtein), case aside.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.to_lowercase(), b.to_lowercase());
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        "kind: Source\nname: web1/uploads\nfiles:\n  roots: [/srv/uploads]\n  exclude: ['*.tmp']\n";
+
+    #[test]
+    fn both_ways_of_writing_a_source_mean_the_same() {
+        let flat = parse(GOOD).unwrap().remove(0);
+        let nested =
+            "kind: Source\nname: web1/uploads\nspec: {files: {roots: [/srv/uploads], exclude: ['*.tmp']}}";
+        let nested = parse(nested).unwrap().remove(0);
+        assert_eq!(flat.to_json().unwrap(), nested.to_json().unwrap());
+        let spec = flat.files_spec().unwrap();
+        assert_eq!(
+            (spec.roots, spec.exclude),
+            (vec!["/srv/uploads".to_owned()], vec!["*.tmp".to_owned()])
+        );
+        assert!(!spec.cross_mounts);
+        assert_eq!(SourceDocument::from_json(&flat.to_json().unwrap()).unwrap(), flat);
+        assert_eq!(parse(&flat.to_yaml().unwrap()).unwrap().remove(0), flat);
+    }
+
+    #[test]
+    fn several_documents_are_read_and_doubles_refused() {
+        let two = format!("{GOOD}---\n{}---\n", GOOD.replace("uploads", "etc"));
+        assert_eq!(parse(&two).unwrap().len(), 2);
+        assert!(parse(&format!("{GOOD}---\n{GOOD}")).is_err());
+        assert!(parse("").is_err());
+        assert!(parse("---\n").is_err());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_line_and_suggestion() {
+        let fault = parse(&GOOD.replace("exclude", "exlude")).unwrap_err();
+        assert!(
+            fault.message.contains("line 5") && fault.message.contains("exlude"),
+            "{fault}"
+        );
+        assert_eq!(fault.hint.as_deref(), Some("did you mean `exclude`?"));
+        let fault = parse(&GOOD.replace("kind: Source", "kind: source")).unwrap_err();
+        assert_eq!(fault.hint.as_deref(), Some("did you mean `Source`?"));
+        let fault = parse(&GOOD.replace("files", "postgres")).unwrap_err();
+        assert!(fault.hint.is_none_or(|hint| !hint.contains("mean")));
+    }
+
+    #[test]
+    fn bad_settings_are_refused() {
+        for roots in [
+            "[]",
+            "[srv]",
+            "[/srv/../etc]",
+            "[/srv, /srv/uploads]",
+            "[/srv, /srv/]",
+            "[/a, /a]",
+            "['/a/./b']",
+        ] {
+            let text = GOOD.replace("[/srv/uploads]", roots);
+            assert!(parse(&text).is_err(), "{roots}");
+        }
+        assert!(parse(&GOOD.replace("[/srv/uploads]", "[/srv, /srv2]")).is_ok());
+        assert!(parse(&GOOD.replace("web1/uploads", "uploads")).is_err());
+        assert!(parse(&GOOD.replace("'*.tmp'", "''")).is_err());
+        assert!(
+            parse("kind: Source\nname: a/b\n")
+                .unwrap_err()
+                .message
+                .contains("files")
+        );
+    }
+}

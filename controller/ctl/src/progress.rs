@@ -1,0 +1,62 @@
+//! Progress on standard error, on a terminal only.
+
+use crate::output::bytes;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A line that shows how far something is; silent where standard error is no terminal.
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    /// A fresh line.
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    /// Shows a state; `total` 0 means unknown.
+    pub(crate) fn show(&self, phase: &str, files: u64, done: u64, total: u64) {
+        self.0
+            .set_message(line(phase, files, done, total, self.0.elapsed().as_secs_f64()));
+        self.0.tick();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn line(phase: &str, files: u64, done: u64, total: u64, seconds: f64) -> String {
+    let mut text = format!("{phase}: {files} files, {}", bytes(done));
+    if total > done {
+        text.push_str(&format!(" of about {}", bytes(total)));
+    }
+    if seconds >= 1.0 && done > 0 {
+        let rate = done as f64 / seconds;
+        text.push_str(&format!(", {}/s", bytes(rate as u64)));
+        if total > done {
+            text.push_str(&format!(", {:.0} s left", (total - done) as f64 / rate));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rate_and_estimate_come_once_they_mean_something() {
+        assert_eq!(line("walk", 3, 0, 0, 10.0), "walk: 3 files, 0 B");
+        let text = line("upload", 3, 1 << 20, 3 << 20, 2.0);
+        assert_eq!(
+            text,
+            "upload: 3 files, 1.0 MiB of about 3.0 MiB, 512.0 KiB/s, 4 s left"
+        );
+        assert_eq!(line("upload", 3, 2048, 1024, 0.5), "upload: 3 files, 2.0 KiB");
+    }
+}
