@@ -230,7 +230,7 @@ backup() {
     return "$code"
 }
 
-newest() { ctl get snapshots -o json | tr -d ' \n' | tr '{' '\n' | grep -F "\"local/$1\"" | grep -o '"id":"[^"]*"' | head -n 1 | cut -d'"' -f4; }
+newest() { ctl get snapshots "local/$1" -o name | head -n 1; }
 
 make_scratch() {
     rm -rf "$base/scratch" "$base/scratch-before"
