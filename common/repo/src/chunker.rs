@@ -115,8 +115,8 @@ mod tests {
     fn slow_cut(chunker: &Chunker, data: &[u8]) -> usize {
         let end = data.len().min(CHUNK_MAX);
         let mut hash = 0_u64;
-        for at in CHUNK_MIN..end {
-            hash = (hash << 1).wrapping_add(chunker.gear[usize::from(data[at])]);
+        for (at, byte) in data.iter().enumerate().take(end).skip(CHUNK_MIN) {
+            hash = (hash << 1).wrapping_add(chunker.gear[usize::from(*byte)]);
             let mask = if at < CHUNK_AVG { MASK_HARD } else { MASK_EASY };
             if hash & mask == 0 {
                 return at + 1;

@@ -297,7 +297,7 @@ mod tests {
                 nanos: 0,
             },
             inode: 77 + u64::from(i),
-            changed_while_read: i % 7 == 0,
+            changed_while_read: i.is_multiple_of(7),
             kind: EntryKind::File {
                 size: 10,
                 strategy: Strategy::ContentDefined,
