@@ -1,0 +1,118 @@
+//! Owner, mode and times, set last.
+
+use super::target::Target;
+use crate::path::join_path;
+use holdfast_repo::{Entry, Timestamp};
+use rustix::{
+    fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid},
+    io::Errno,
+};
+use std::{os::fd::BorrowedFd, sync::atomic::Ordering::Relaxed};
+
+/// Set-user-id and set-group-id.
+const SET_ID_BITS: u32 = 0o6000;
+
+/// What is set on an entry once its content is there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attributes {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: Timestamp,
+}
+
+impl From<&Entry> for Attributes {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+        }
+    }
+}
+
+impl Attributes {
+    /// Sets them on an open file or directory.
+    pub(super) fn set(&self, file: BorrowedFd<'_>, target: &Target) -> rustix::io::Result<()> {
+        let owned = self.give(target, |uid, gid| rustix::fs::fchown(file, uid, gid))?;
+        // Behind the owner, which clears set-id bits; and never set for an owner who is not the one meant.
+        let mode = if owned {
+            self.mode
+        } else {
+            self.mode & !SET_ID_BITS
+        };
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+        rustix::fs::futimens(file, &self.times())
+    }
+
+    /// Sets them on a name that cannot be opened: a link, a fifo, a device.
+    pub(super) fn set_at(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        has_mode: bool,
+        target: &Target,
+    ) -> rustix::io::Result<()> {
+        let no_follow = AtFlags::SYMLINK_NOFOLLOW;
+        let owned = self.give(target, |uid, gid| {
+            rustix::fs::chownat(dir, name, uid, gid, no_follow)
+        })?;
+        if has_mode {
+            let mode = if owned {
+                self.mode
+            } else {
+                self.mode & !SET_ID_BITS
+            };
+            set_mode_at(dir, name, mode)?;
+        }
+        rustix::fs::utimensat(dir, name, &self.times(), no_follow)
+    }
+
+    /// Whether the entry now has the owner that it should have.
+    fn give(
+        &self,
+        target: &Target,
+        chown: impl Fn(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<bool> {
+        // All bits set is no id, but "leave it" in the system call.
+        let valid = self.uid != u32::MAX && self.gid != u32::MAX;
+        if target.is_root && valid {
+            match chown(Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))) {
+                Ok(()) => return Ok(true),
+                // Root of a user namespace that does not have this id.
+                Err(Errno::PERM | Errno::INVAL) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        let same = !target.is_root && self.uid == target.uid && self.gid == target.gid;
+        if !same {
+            target.counts.owners_kept.fetch_add(1, Relaxed);
+        }
+        Ok(same)
+    }
+
+    fn times(&self) -> Timestamps {
+        Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            },
+            last_modification: Timespec {
+                tv_sec: self.mtime.secs,
+                tv_nsec: self.mtime.nanos.into(),
+            },
+        }
+    }
+}
+
+/// chmod of a name that is no link and must not be opened, as opening a fifo or a device has effects.
+fn set_mode_at(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> rustix::io::Result<()> {
+    use rustix::fs::OFlags;
+    use std::os::fd::AsRawFd as _;
+    // A handle that only points there cannot be changed itself; its entry in /proc can, and leads
+    // nowhere else.
+    let handle = super::target::open_below(dir, name, OFlags::PATH, Mode::empty())?;
+    let way = join_path(b"/proc/self/fd", handle.as_raw_fd().to_string().as_bytes());
+    rustix::fs::chmod(way, Mode::from_raw_mode(mode))
+}

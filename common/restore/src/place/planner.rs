@@ -1,0 +1,166 @@
+//! From the walk over the trees to pieces of work: directories, links and devices are made at once, small
+//! files are gathered, large ones are cut.
+
+use super::{big_file::BigFile, dir::Dir, target::Target, worker::Task};
+use crate::{
+    BlobOpener, RestoreError, Result,
+    bounds::{BATCH_BYTES, BATCH_DIRS, BATCH_FILES, REGION_BYTES},
+    file_chunks,
+    pool::Pool,
+    walk::Visitor,
+};
+use holdfast_core::{ChunkId, limits::IDS_PER_QUERY};
+use holdfast_repo::{ChunkRef, Content, Entry, EntryKind};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+pub(super) struct Planner<'p> {
+    pool: &'p Pool<'p, Task>,
+    target: Arc<Target>,
+    batch: Batch,
+    dirs_max: usize,
+}
+
+#[derive(Default)]
+struct Batch {
+    files: Vec<(Arc<Dir>, Entry)>,
+    bytes: usize,
+    chunks: usize,
+    dirs: usize,
+}
+
+impl<'p> Planner<'p> {
+    /// `tasks` may be under way at once, each of which holds the directories of its files.
+    pub(super) fn new(pool: &'p Pool<'p, Task>, target: &Arc<Target>, tasks: usize) -> Self {
+        let dirs_max = (target.open_dirs_max / tasks.max(1)).clamp(1, BATCH_DIRS);
+        Self {
+            pool,
+            target: Arc::clone(target),
+            batch: Batch::default(),
+            dirs_max,
+        }
+    }
+
+    /// Hands out what was gathered.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let Batch { files, bytes, .. } = std::mem::take(&mut self.batch);
+        if files.is_empty() {
+            Ok(())
+        } else {
+            self.pool.push(Task::Files { files, bytes })
+        }
+    }
+
+    /// Adds a small file to what is gathered.
+    fn gather(&mut self, dir: &Arc<Dir>, entry: Entry, chunks: usize) -> Result<()> {
+        let size = entry.size() as usize;
+        let is_other_dir = self
+            .batch
+            .files
+            .last()
+            .is_none_or(|(last, _)| !Arc::ptr_eq(last, dir));
+        let batch = &self.batch;
+        if batch.bytes + size > BATCH_BYTES
+            || batch.files.len() >= BATCH_FILES
+            || batch.chunks + chunks > IDS_PER_QUERY
+            || (is_other_dir && batch.dirs >= self.dirs_max)
+        {
+            self.flush()?;
+        }
+        let batch = &mut self.batch;
+        batch.dirs += usize::from(is_other_dir || batch.files.is_empty());
+        batch.bytes += size;
+        batch.chunks += chunks;
+        batch.files.push((Arc::clone(dir), entry));
+        Ok(())
+    }
+
+    /// Cuts a large file into regions.
+    fn cut(
+        &mut self,
+        opener: &mut BlobOpener,
+        dir: &Arc<Dir>,
+        entry: &Entry,
+        content: &Content,
+    ) -> Result<()> {
+        let file = match BigFile::create(dir, entry) {
+            Ok(file) => file,
+            Err(error) => return dir.problem(&entry.name, error),
+        };
+        let mut region: Vec<ChunkRef> = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        let pool = self.pool;
+        let push = |region: &mut Vec<ChunkRef>, offset: u64, bytes: usize| {
+            let chunks = std::mem::take(region);
+            pool.push(Task::Region {
+                file: Arc::clone(&file),
+                offset,
+                chunks,
+                bytes,
+            })
+        };
+        let outcome = file_chunks::visit(opener, content, entry.size(), &mut |offset, chunk: ChunkRef| {
+            if !region.is_empty()
+                && (bytes + chunk.len as usize > REGION_BYTES || region.len() >= IDS_PER_QUERY)
+            {
+                push(&mut region, start, bytes)?;
+                bytes = 0;
+            }
+            if region.is_empty() {
+                start = offset;
+            }
+            bytes += chunk.len as usize;
+            region.push(chunk);
+            Ok(())
+        });
+        match outcome {
+            Ok(()) if region.is_empty() => Ok(()),
+            Ok(()) => push(&mut region, start, bytes),
+            Err(error) => file.fail(error),
+        }
+    }
+}
+
+impl Visitor for Planner<'_> {
+    type Dir = Arc<Dir>;
+
+    fn enter(&mut self, above: &Arc<Dir>, entry: &Entry) -> Result<Option<Arc<Dir>>> {
+        match above.enter(entry, above.path.below(&entry.name)) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) => above.problem(&entry.name, error).map(|()| None),
+        }
+    }
+
+    fn entry(&mut self, opener: &mut BlobOpener, dir: &Arc<Dir>, entry: Entry) -> Result<()> {
+        match &entry.kind {
+            EntryKind::File {
+                size,
+                content: Content::Inline(chunks),
+                ..
+            } if *size <= BATCH_BYTES as u64 => {
+                let chunks = chunks.len();
+                self.gather(dir, entry, chunks)
+            }
+            EntryKind::File { content, .. } => {
+                let content = content.clone();
+                self.cut(opener, dir, &entry, &content)
+            }
+            _ => match dir.make_special(&entry) {
+                Ok(()) => Ok(()),
+                Err(error) => dir.problem(&entry.name, error),
+            },
+        }
+    }
+
+    fn damaged(&mut self, dir: &Arc<Dir>, _node: ChunkId, error: RestoreError) -> Result<()> {
+        self.target.problems.add(dir.path.path(), &error);
+        Ok(())
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.target.open_dirs.load(Relaxed) > self.target.open_dirs_max
+    }
+
+    fn check(&self) -> Result<()> {
+        self.pool.check()
+    }
+}

@@ -1,0 +1,194 @@
+//! The target of one restore: its handle, who we are, and what was done so far.
+
+use crate::{
+    Progress, RestoreError, RestoreReport, Result,
+    report::{Counts, ProblemList},
+};
+use holdfast_core::{ErrorKind, SnapshotId};
+use parking_lot::Mutex;
+use rustix::{
+    fs::{self, Mode, OFlags, ResolveFlags},
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+use std::{
+    fs::DirBuilder,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+/// Most file systems below one target that are synced one by one.
+const FILE_SYSTEMS_MAX: usize = 64;
+/// Times an open is tried again while someone renames directories above it.
+const OPEN_ATTEMPTS: usize = 16;
+
+pub(super) struct Target {
+    root: OwnedFd,
+    shown: String,
+    /// What exists is replaced, under a temporary name first.
+    pub(super) replace: bool,
+    /// Only root may give files away and make devices.
+    pub(super) is_root: bool,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) problems: ProblemList,
+    pub(super) counts: Counts,
+    pub(super) progress: Arc<Progress>,
+    /// Handles of directories that are open now, and how many may be before the walk narrows.
+    pub(super) open_dirs: AtomicUsize,
+    pub(super) open_dirs_max: usize,
+    temporary: (String, AtomicU64),
+    /// One handle for each further file system that was met, by device number.
+    file_systems: Mutex<Vec<(u64, OwnedFd)>>,
+}
+
+impl Target {
+    /// Opens the target, and makes it first if it is absent. The way to it is the caller's word and may
+    /// lead through links.
+    pub(super) fn open(
+        path: &Path,
+        in_place: bool,
+        overlap: bool,
+        progress: Arc<Progress>,
+    ) -> Result<Arc<Self>> {
+        let shown = path.display().to_string();
+        let failed = |doing, source| RestoreError::Io {
+            doing,
+            what: shown.clone(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|source| match source.kind() {
+                std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => {
+                    RestoreError::Target {
+                        target: shown.clone(),
+                        reason: "it is not a directory",
+                    }
+                }
+                _ => failed("make the target", source),
+            })?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = fs::open(path, flags, Mode::empty()).map_err(|e| failed("open the target", e.into()))?;
+        if !in_place {
+            let entries = fs::Dir::read_from(&root).map_err(|e| failed("list the target", e.into()))?;
+            for entry in entries {
+                let entry = entry.map_err(|e| failed("list the target", e.into()))?;
+                if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                    return Err(RestoreError::Target {
+                        target: shown,
+                        reason: "it is not empty; give another directory, or --in-place to restore over what is there",
+                    });
+                }
+            }
+        }
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let device = fs::fstat(&root)
+            .map_err(|e| failed("look at the target", e.into()))?
+            .st_dev;
+        let synced = root.try_clone().map_err(|e| failed("open the target", e))?;
+        Ok(Arc::new(Self {
+            root,
+            shown,
+            replace: in_place || overlap,
+            is_root: uid.is_root(),
+            uid: uid.as_raw(),
+            gid: gid.as_raw(),
+            problems: ProblemList::default(),
+            counts: Counts::default(),
+            progress,
+            open_dirs: AtomicUsize::new(0),
+            open_dirs_max: crate::bounds::OPEN_DIRS.min(raise_file_limit() / 4),
+            // Unlike any name that a snapshot has: nothing of ours is taken for something restored.
+            temporary: (format!(".holdfast-{}", SnapshotId::generate()), AtomicU64::new(0)),
+            file_systems: Mutex::new(vec![(device, synced)]),
+        }))
+    }
+
+    pub(super) fn handle(&self) -> Result<OwnedFd> {
+        self.root.try_clone().map_err(|source| RestoreError::Io {
+            doing: "open the target",
+            what: self.shown.clone(),
+            source,
+        })
+    }
+
+    pub(super) fn temporary_name(&self) -> Vec<u8> {
+        let n = self.temporary.1.fetch_add(1, Relaxed);
+        format!("{}-{n}", self.temporary.0).into_bytes()
+    }
+
+    /// Remembers the file system of a directory that existed before, to be synced in the end.
+    pub(super) fn note_file_system(&self, dir: BorrowedFd<'_>) {
+        let Ok(stat) = fs::fstat(dir) else { return };
+        let mut known = self.file_systems.lock();
+        if known.iter().all(|(device, _)| *device != stat.st_dev) && known.len() < FILE_SYSTEMS_MAX {
+            if let Ok(handle) = dir.try_clone_to_owned() {
+                known.push((stat.st_dev, handle));
+            }
+        }
+    }
+
+    /// Everything that was written is on disk after this.
+    pub(super) fn sync(&self) -> Result<()> {
+        for (_, handle) in self.file_systems.lock().iter() {
+            fs::syncfs(handle).map_err(|errno| RestoreError::io("sync the target", &self.shown, errno))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn report(&self) -> RestoreReport {
+        if self.counts.owners_kept.load(Relaxed) > 0 {
+            tracing::info!("owners were not restored: only root may");
+        }
+        self.counts.report(&self.problems)
+    }
+
+    pub(super) fn add_problem(&self, path: Vec<u8>, kind: ErrorKind, reason: impl Into<String>) {
+        self.problems.add_text(path, kind, reason.into());
+    }
+}
+
+/// Opens one name in a directory: never through a link, never above the directory.
+pub(super) fn open_below(
+    dir: impl AsFd,
+    name: &[u8],
+    flags: OFlags,
+    mode: Mode,
+) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..OPEN_ATTEMPTS {
+        match fs::openat2(&dir, name, flags, mode, resolve) {
+            Err(Errno::AGAIN) => {}
+            // Not in this kernel, or forbidden by a container. For one name without a slash, as all
+            // names of snapshots are, NOFOLLOW alone promises the same.
+            Err(Errno::NOSYS | Errno::PERM) => return fs::openat(&dir, name, flags, mode),
+            outcome => return outcome,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// Lets this process open as many files as it may: every directory in work is held open.
+fn raise_file_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+    let now = getrlimit(Resource::Nofile).current;
+    now.map_or(usize::MAX, |now| usize::try_from(now).unwrap_or(usize::MAX))
+}

@@ -1,0 +1,142 @@
+//! What each thread does: fetch, open, write.
+
+use super::{attributes::Attributes, big_file::BigFile, dir::Dir};
+use crate::{BlobOpener, ChunkReader, Fetched, RestoreError, Result, bounds::CONTENT_IN_FLIGHT, pool::Pool};
+use holdfast_core::ChunkId;
+use holdfast_repo::{ChunkRef, Content, Entry, EntryKind};
+use std::{
+    collections::HashMap,
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+/// A piece of work.
+pub(super) enum Task {
+    /// Small files, whole.
+    Files {
+        files: Vec<(Arc<Dir>, Entry)>,
+        bytes: usize,
+    },
+    /// A part of a large one.
+    Region {
+        file: Arc<BigFile>,
+        offset: u64,
+        chunks: Vec<ChunkRef>,
+        bytes: usize,
+    },
+}
+
+pub(super) struct Worker {
+    opener: BlobOpener,
+    raw: Vec<u8>,
+}
+
+impl Worker {
+    pub(super) fn new(reader: &ChunkReader) -> Result<Self> {
+        Ok(Self {
+            opener: reader.opener()?,
+            raw: Vec::new(),
+        })
+    }
+
+    /// Does one piece. Errors are those that end the restore; others are noted.
+    pub(super) fn work(&mut self, task: Task, pool: &Pool<'_, Task>) -> Result<()> {
+        match task {
+            Task::Files { files, bytes } => {
+                let _held = pool.hold(bytes, CONTENT_IN_FLIGHT);
+                let ids = files
+                    .iter()
+                    .flat_map(|(_, entry)| inline(entry))
+                    .map(|chunk| chunk.id);
+                let fetched = self.opener.fetch(ids)?;
+                for (dir, entry) in files {
+                    pool.check()?;
+                    if let Err(error) = self.small_file(&dir, &entry, &fetched) {
+                        dir.problem(&entry.name, error)?;
+                    }
+                }
+                Ok(())
+            }
+            Task::Region { file, .. } if file.has_failed() => Ok(()),
+            Task::Region {
+                file,
+                offset,
+                chunks,
+                bytes,
+            } => {
+                let _held = pool.hold(bytes, CONTENT_IN_FLIGHT);
+                let outcome = self.region(&file, offset, &chunks);
+                outcome.or_else(|error| file.fail(error))
+            }
+        }
+    }
+
+    fn region(&mut self, file: &BigFile, mut offset: u64, chunks: &[ChunkRef]) -> Result<()> {
+        let fetched = self.opener.fetch(chunks.iter().map(|chunk| chunk.id))?;
+        let mut last: Option<ChunkId> = None;
+        for chunk in chunks {
+            // Runs of the same chunk, as in sparse images, are opened once.
+            if last != Some(chunk.id) || self.raw.len() != chunk.len as usize {
+                self.opener
+                    .open_data(chunk, fetched.get(&chunk.id), &mut self.raw)?;
+                last = Some(chunk.id);
+            }
+            file.write(offset, &self.raw)?;
+            offset += u64::from(chunk.len);
+        }
+        Ok(())
+    }
+
+    fn small_file(&mut self, dir: &Dir, entry: &Entry, fetched: &HashMap<ChunkId, Fetched>) -> Result<()> {
+        let chunks = inline(entry);
+        // Before the file is made: one whose only chunk is damaged leaves no trace.
+        if let [first, ..] = chunks {
+            self.opener
+                .open_data(first, fetched.get(&first.id), &mut self.raw)?;
+        }
+        let (file, temporary) = dir.create_file(&entry.name)?;
+        let mut fill = || {
+            for (n, chunk) in chunks.iter().enumerate() {
+                if n > 0 {
+                    self.opener
+                        .open_data(chunk, fetched.get(&chunk.id), &mut self.raw)?;
+                }
+                write_all(file.as_fd(), &self.raw)
+                    .map_err(|errno| dir.failed("write", &entry.name, errno))?;
+            }
+            Attributes::from(entry)
+                .set(file.as_fd(), &dir.target)
+                .map_err(|errno| dir.failed("set the attributes of", &entry.name, errno))?;
+            dir.settle(temporary.as_deref(), &entry.name)
+        };
+        let filled: Result<(), RestoreError> = fill();
+        filled.inspect_err(|_| dir.remove(temporary.as_deref().unwrap_or(&entry.name)))?;
+        dir.target.counts.files.fetch_add(1, Relaxed);
+        dir.target.counts.bytes.fetch_add(entry.size(), Relaxed);
+        dir.target.progress.add_files(1);
+        dir.target.progress.add_bytes(entry.size());
+        Ok(())
+    }
+}
+
+/// The chunks of a file that stand in its entry.
+fn inline(entry: &Entry) -> &[ChunkRef] {
+    match &entry.kind {
+        EntryKind::File {
+            content: Content::Inline(chunks),
+            ..
+        } => chunks,
+        _ => &[],
+    }
+}
+
+fn write_all(file: std::os::fd::BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(file, bytes) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) => return Err(rustix::io::Errno::NOSPC),
+            outcome => bytes = &bytes[outcome?..],
+        }
+    }
+    Ok(())
+}

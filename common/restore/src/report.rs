@@ -1,0 +1,115 @@
+//! What a restore did, and what it could not do.
+
+use crate::RestoreError;
+use holdfast_core::{ErrorKind, HasKind, limits::LISTED_PROBLEMS_MAX};
+use holdfast_proto::v1;
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// One path that could not be brought back, or not wholly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Path in the snapshot; bytes, not UTF-8.
+    pub path: Vec<u8>,
+    /// The kind of what went wrong.
+    pub kind: ErrorKind,
+    /// What went wrong.
+    pub reason: String,
+}
+
+impl From<Problem> for v1::Problem {
+    fn from(problem: Problem) -> Self {
+        Self {
+            path: problem.path.into(),
+            reason: problem.reason,
+        }
+    }
+}
+
+/// Problems: their exact number, and the first of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Problems {
+    /// At most `limits::LISTED_PROBLEMS_MAX`.
+    pub listed: Vec<Problem>,
+    /// All of them.
+    pub count: u64,
+}
+
+/// What a restore did, or in a dry run would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Regular files.
+    pub files: u64,
+    /// Directories, those of the snapshot only.
+    pub dirs: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Fifos and devices.
+    pub others: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// Entries whose owner could not be restored, because only root may; no problems otherwise.
+    pub owners_kept: u64,
+    /// What could not be restored. Nothing is left under the name of a file that is listed here for its content.
+    pub problems: Problems,
+}
+
+impl RestoreReport {
+    /// `Partial` when something could not be restored.
+    #[must_use]
+    pub fn kind(&self) -> Option<ErrorKind> {
+        (self.problems.count > 0).then_some(ErrorKind::Partial)
+    }
+}
+
+/// Collects problems from several threads.
+#[derive(Debug, Default)]
+pub(crate) struct ProblemList(Mutex<Problems>);
+
+impl ProblemList {
+    /// Notes an error that concerns one path.
+    pub(crate) fn add(&self, path: Vec<u8>, error: &RestoreError) {
+        let error = error.cause();
+        self.add_text(path, error.kind(), error.to_string());
+    }
+
+    pub(crate) fn add_text(&self, path: Vec<u8>, kind: ErrorKind, reason: String) {
+        let mut problems = self.0.lock();
+        problems.count += 1;
+        if problems.listed.len() < LISTED_PROBLEMS_MAX {
+            problems.listed.push(Problem { path, kind, reason });
+        }
+    }
+
+    /// What was collected, in the order of paths.
+    pub(crate) fn take(&self) -> Problems {
+        let mut problems = std::mem::take(&mut *self.0.lock());
+        problems.listed.sort_by(|a, b| a.path.cmp(&b.path));
+        problems
+    }
+}
+
+/// Counters of what was placed.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) files: AtomicU64,
+    pub(crate) dirs: AtomicU64,
+    pub(crate) symlinks: AtomicU64,
+    pub(crate) others: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) owners_kept: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn report(&self, problems: &ProblemList) -> RestoreReport {
+        RestoreReport {
+            files: self.files.load(Relaxed),
+            dirs: self.dirs.load(Relaxed),
+            symlinks: self.symlinks.load(Relaxed),
+            others: self.others.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            owners_kept: self.owners_kept.load(Relaxed),
+            problems: problems.take(),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! A snapshot's trees: look up, list, read and iterate, reading only the nodes on the way.
+
+mod ordered;
+mod resolve;
+
+pub(crate) use resolve::Chosen;
+
+use crate::{BlobOpener, BlobSource, ChunkReader, RestoreError, Result, file_chunks, path::join_path};
+use holdfast_repo::{ChunkRef, Content, DirNode, Entry, EntryKind, Node, Root, VaultKeys};
+use std::{io::Write, ops::ControlFlow, sync::Arc};
+
+/// An entry and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeEntry {
+    /// Absolute path in the snapshot; bytes, not UTF-8.
+    pub path: Vec<u8>,
+    /// The entry; its name is empty for a tree's own directory or file.
+    pub entry: Entry,
+}
+
+/// Opens a root object: nothing in it is believed before its signature and its MAC hold.
+///
+/// # Errors
+/// `Denied` when it is forged, `Corrupt` when it is damaged.
+pub fn open_root(bytes: &[u8], keys: &VaultKeys) -> Result<Root> {
+    Ok(Root::open(bytes, keys)?)
+}
+
+/// A snapshot that can be read.
+#[derive(Clone)]
+pub struct Snapshot {
+    root: Arc<Root>,
+    reader: ChunkReader,
+}
+
+impl Snapshot {
+    /// The snapshot of an opened root. Call it from within a tokio runtime.
+    #[must_use]
+    pub fn new(root: Root, source: Arc<dyn BlobSource>, keys: Arc<VaultKeys>) -> Self {
+        Self {
+            root: Arc::new(root),
+            reader: ChunkReader::new(source, keys),
+        }
+    }
+
+    /// The snapshot of a root object. Call it from within a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`open_root`].
+    pub fn open(root: &[u8], source: Arc<dyn BlobSource>, keys: Arc<VaultKeys>) -> Result<Self> {
+        Ok(Self::new(open_root(root, &keys)?, source, keys))
+    }
+
+    /// The root.
+    #[must_use]
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// What reads its chunks.
+    #[must_use]
+    pub fn reader(&self) -> &ChunkReader {
+        &self.reader
+    }
+
+    /// The entry at a path: absolute, or relative to a tree.
+    ///
+    /// # Errors
+    /// `NotFound`; those of reading nodes.
+    pub async fn lookup(&self, path: &[u8]) -> Result<TreeEntry> {
+        let (this, path) = (self.clone(), path.to_vec());
+        self.reader
+            .blocking(move |opener| this.lookup_blocking(opener, &path))
+            .await
+    }
+
+    /// The entries of a directory in the order of their names; a file lists itself. Above the trees,
+    /// the trees below that path.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub async fn list(&self, path: &[u8]) -> Result<Vec<TreeEntry>> {
+        let (this, path) = (self.clone(), path.to_vec());
+        self.reader
+            .blocking(move |opener| {
+                let found = match this.lookup_blocking(opener, &path) {
+                    Err(RestoreError::NoSuchPath(_)) if !this.trees_below(&path).is_empty() => {
+                        return Ok(this.trees_below(&path));
+                    }
+                    outcome => outcome?,
+                };
+                let EntryKind::Dir { node, .. } = found.entry.kind else {
+                    return Ok(vec![found]);
+                };
+                let mut entries = Vec::new();
+                ordered::entries(opener, node, 1, &mut |entry| {
+                    entries.push(TreeEntry {
+                        path: join_path(&found.path, &entry.name),
+                        entry,
+                    });
+                })?;
+                Ok(entries)
+            })
+            .await
+    }
+
+    /// Writes a file's content, in order; nothing of a chunk is written before it was checked.
+    /// Returns its length in bytes.
+    ///
+    /// # Errors
+    /// `Invalid` when it is not a file; `Corrupt` naming path and chunk; those of `out`.
+    pub async fn read_file(&self, path: &[u8], mut out: impl Write + Send + 'static) -> Result<u64> {
+        let (this, path) = (self.clone(), path.to_vec());
+        self.reader
+            .blocking(move |opener| {
+                let found = this.lookup_blocking(opener, &path)?;
+                let EntryKind::File { size, content, .. } = &found.entry.kind else {
+                    return Err(RestoreError::WrongKind {
+                        path: found.path,
+                        wanted: "a regular file",
+                    });
+                };
+                write_content(opener, content, *size, &found.path, &mut out)?;
+                out.flush().map_err(|source| writing(&found.path, source))?;
+                Ok(*size)
+            })
+            .await
+    }
+
+    /// All entries at and below a path (empty: all trees), directories before what is in them,
+    /// everything in the order of names. `visit` runs on a blocking thread.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub async fn walk(
+        &self,
+        path: &[u8],
+        mut visit: impl FnMut(TreeEntry) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<()> {
+        let (this, path) = (self.clone(), path.to_vec());
+        self.reader
+            .blocking(move |opener| {
+                let above = this.trees_below(&path);
+                let starts = match this.lookup_blocking(opener, &path) {
+                    Err(RestoreError::NoSuchPath(_)) if !above.is_empty() => above,
+                    outcome => vec![outcome?],
+                };
+                for start in starts {
+                    if ordered::walk(opener, start, &mut visit)?.is_break() {
+                        break;
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn writing(path: &[u8], source: std::io::Error) -> RestoreError {
+    RestoreError::Io {
+        doing: "write the content of",
+        what: crate::shown(path),
+        source,
+    }
+}
+
+/// Reads ahead by regions, so that a long file does not wait for each of its chunks.
+fn write_content(
+    opener: &mut BlobOpener,
+    content: &Content,
+    size: u64,
+    path: &[u8],
+    out: &mut dyn Write,
+) -> Result<()> {
+    // The visitor must not borrow the opener that walks the file's nodes.
+    let mut second = opener.another()?;
+    let mut region: Vec<ChunkRef> = Vec::new();
+    let mut bytes = 0;
+    let mut raw = Vec::new();
+    let mut write = |region: &mut Vec<ChunkRef>| -> Result<()> {
+        let fetched = second.fetch(region.iter().map(|chunk| chunk.id))?;
+        for chunk in region.drain(..) {
+            second.open_data(&chunk, fetched.get(&chunk.id), &mut raw)?;
+            out.write_all(&raw).map_err(|source| writing(path, source))?;
+        }
+        Ok(())
+    };
+    file_chunks::visit(opener, content, size, &mut |_, chunk: ChunkRef| {
+        if bytes + chunk.len as usize > crate::bounds::REGION_BYTES {
+            write(&mut region)?;
+            bytes = 0;
+        }
+        bytes += chunk.len as usize;
+        region.push(chunk);
+        Ok(())
+    })
+    .and_then(|()| write(&mut region))
+    .map_err(|error| error.at(path))
+}
+
+/// The entry of that name in the directory whose top node is `node`.
+pub(crate) fn child(
+    opener: &mut BlobOpener,
+    mut node: holdfast_core::ChunkId,
+    name: &[u8],
+) -> Result<Option<Entry>> {
+    for _ in 0..holdfast_core::limits::NODE_DEPTH_MAX {
+        let fetched = opener.fetch([node])?;
+        match opener.open_node(node, fetched.get(&node))? {
+            Node::Dir(DirNode::Leaf(mut entries)) => {
+                let at = entries.binary_search_by(|entry| entry.name[..].cmp(name));
+                return Ok(at.ok().map(|at| entries.swap_remove(at)));
+            }
+            Node::Dir(DirNode::Index(children)) => match crate::walk::child_of(&children, name) {
+                Some(at) => node = children[at].id,
+                None => return Ok(None),
+            },
+            Node::File(_) => {
+                return Err(RestoreError::BadTree(
+                    "a file's node stands where a directory belongs",
+                ));
+            }
+        }
+    }
+    Err(RestoreError::BadTree("a directory's nodes are nested too deeply"))
+}
