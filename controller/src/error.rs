@@ -31,6 +31,12 @@ pub enum Error {
     /// This node cannot answer now; another may.
     #[error("the catalog is not available: {0}; try again")]
     Unavailable(String),
+    /// A store said no.
+    #[error(transparent)]
+    Store(#[from] holdfast_store::StoreError),
+    /// Bytes of the repository are not what they should be.
+    #[error(transparent)]
+    Repo(#[from] holdfast_repo::RepoError),
     /// The configuration is wrong.
     #[error("{0}")]
     Config(String),
@@ -70,6 +76,8 @@ impl HasKind for Error {
             Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::Store(error) => error.kind(),
+            Self::Repo(error) => error.kind(),
             Self::Config(_) => ErrorKind::Invalid,
             Self::Internal(_) => ErrorKind::Internal,
         }

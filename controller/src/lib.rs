@@ -13,6 +13,8 @@
 
 pub mod catalog;
 pub mod error;
+pub mod index;
+pub mod ingest;
 pub mod raft;
 
 pub use error::{Error, Result};

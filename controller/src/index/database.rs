@@ -1,0 +1,318 @@
+//! The database below the index: fjall, an LSM tree, with its tables and how it is opened.
+//!
+//! Why fjall: see "Chunk index" in `ARCHITECTURE.md`. Nothing is synced per change: after a power cut the newest
+//! packs may be missing, together with their record, and are indexed again at the start.
+
+use super::rows::{self, Live, Row};
+use crate::{
+    error::{Error, Result},
+    raft::files,
+};
+use fjall::{
+    Database as Fjall, Keyspace, KeyspaceCreateOptions,
+    config::{CompressionPolicy, HashRatioPolicy},
+};
+use holdfast_core::{ChunkId, PackId, VaultId};
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+/// Bounds of the index.
+#[derive(Debug, Clone)]
+pub struct IndexOptions {
+    /// Bytes of blocks kept in memory. Filters, the index of blocks and memtables come on top:
+    /// about 60 MiB at 10 million chunks.
+    pub cache_bytes: u64,
+}
+
+impl Default for IndexOptions {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Written when damage was met while running: the next start does not trust the database.
+const DAMAGED: &str = "damaged";
+/// Layout of the tables; another one is rebuilt.
+const VERSION: u32 = 1;
+/// Rows gathered in memory before they are written out.
+const MEMTABLE_BYTES: u64 = 16 << 20;
+/// The least that fjall allows; bounds what is read again at a start.
+const JOURNAL_BYTES: u64 = 64 << 20;
+
+pub(super) struct Database {
+    db: Fjall,
+    /// vault number, chunk id → places
+    chunks: Keyspace,
+    /// pack id → number
+    packs: Keyspace,
+    /// number → pack id
+    numbers: Keyspace,
+    /// vault id → number
+    vaults: Keyspace,
+    meta: Keyspace,
+}
+
+/// Opens the database; when that fails for any reason but a lack of rights or space, begins a new one.
+pub(super) fn open_or_set_aside(dir: &Path, options: &IndexOptions) -> Result<(Database, Live)> {
+    let why = if dir.join(DAMAGED).exists() {
+        "damage was met while it ran".to_owned()
+    } else {
+        match catch_unwind(AssertUnwindSafe(|| open(dir, options))) {
+            Ok(Ok(opened)) => return Ok(opened),
+            Ok(Err(error @ Error::Io { .. })) => return Err(error),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "opening it failed abnormally".to_owned(),
+        }
+    };
+    tracing::warn!(why, "setting the chunk index aside; it is rebuilt from the packs");
+    let aside = dir.with_extension("damaged");
+    match fs::remove_dir_all(&aside) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &aside, e)),
+        _ => {}
+    }
+    files::rename_durably(dir, &aside)?;
+    open(dir, options)
+}
+
+pub(super) fn mark_damaged(dir: &Path) {
+    if let Err(error) = fs::write(dir.join(DAMAGED), b"") {
+        tracing::warn!(%error, "cannot note that the chunk index is damaged");
+    }
+}
+
+pub(super) fn open(dir: &Path, options: &IndexOptions) -> Result<(Database, Live)> {
+    files::create_dir(dir)?;
+    let db = Fjall::builder(dir)
+        .cache_size(options.cache_bytes)
+        .worker_threads(1)
+        .max_journaling_size(JOURNAL_BYTES)
+        .open()
+        .map_err(|e| failed(dir, e))?;
+    let table = |name: &str| {
+        // Keys are hashes: nothing in them compresses, and a hash index in each block finds them fastest.
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .data_block_compression_policy(CompressionPolicy::disabled())
+                .data_block_hash_ratio_policy(HashRatioPolicy::all(8.0))
+                .max_memtable_size(MEMTABLE_BYTES)
+        };
+        db.keyspace(name, options).map_err(|e| failed(dir, e))
+    };
+    let database = Database {
+        chunks: table("chunks")?,
+        packs: table("packs")?,
+        numbers: table("numbers")?,
+        vaults: table("vaults")?,
+        meta: table("meta")?,
+        db,
+    };
+    match database.meta_number("version")? {
+        Some(VERSION) => {}
+        None if database.next_pack()? == 0 => {
+            database
+                .meta
+                .insert("version", VERSION.to_be_bytes())
+                .map_err(|e| failed(dir, e))?;
+        }
+        version => {
+            return Err(Error::corrupt(
+                "the chunk index",
+                format!("its layout is {version:?}, not {VERSION}"),
+            ));
+        }
+    }
+    let mut live = Live::default();
+    for item in database.numbers.iter() {
+        let key = item.key().map_err(|e| failed(dir, e))?;
+        live.set(number(&key)?);
+    }
+    Ok((database, live))
+}
+
+/// A full disk or a refused write is not damage; everything else that the database says of its files is.
+fn failed(dir: &Path, error: fjall::Error) -> Error {
+    match error {
+        fjall::Error::Io(source) if !is_decoding(&source) => Error::io("use the chunk index", dir, source),
+        fjall::Error::Storage(fjall::LsmError::Io(source)) if !is_decoding(&source) => {
+            Error::io("use the chunk index", dir, source)
+        }
+        fjall::Error::Poisoned => Error::io(
+            "write to the chunk index",
+            dir,
+            std::io::Error::other("an earlier write failed; see the log"),
+        ),
+        fjall::Error::Locked => Error::io(
+            "lock the chunk index",
+            dir,
+            std::io::Error::other("another process uses it"),
+        ),
+        other => Error::corrupt("the chunk index", other.to_string()),
+    }
+}
+
+/// I/O errors that a reader makes of wrong bytes.
+fn is_decoding(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::UnexpectedEof
+            | std::io::ErrorKind::InvalidData
+            | std::io::ErrorKind::InvalidInput
+    )
+}
+
+fn number(bytes: &[u8]) -> Result<u32> {
+    <[u8; 4]>::try_from(bytes)
+        .map(u32::from_be_bytes)
+        .map_err(|_| Error::corrupt("the chunk index", "a number has the wrong length"))
+}
+
+impl Database {
+    fn get(&self, table: &Keyspace, key: &[u8]) -> Result<Option<fjall::UserValue>> {
+        table.get(key).map_err(|e| failed(self.path(), e))
+    }
+
+    fn path(&self) -> &Path {
+        self.meta.path()
+    }
+
+    fn get_number(&self, table: &Keyspace, key: &[u8]) -> Result<Option<u32>> {
+        self.get(table, key)?.map(|value| number(&value)).transpose()
+    }
+
+    fn meta_number(&self, key: &str) -> Result<Option<u32>> {
+        self.get_number(&self.meta, key.as_bytes())
+    }
+
+    pub fn row(&self, vault: u32, id: &ChunkId) -> Result<Option<fjall::UserValue>> {
+        self.raw_row(&rows::key(vault, id))
+    }
+
+    pub fn raw_row(&self, key: &[u8]) -> Result<Option<fjall::UserValue>> {
+        self.get(&self.chunks, key)
+    }
+
+    pub fn vault_number(&self, vault: VaultId) -> Result<Option<u32>> {
+        self.get_number(&self.vaults, vault.as_bytes())
+    }
+
+    pub fn vault_number_or_new(&self, vault: VaultId) -> Result<u32> {
+        if let Some(number) = self.vault_number(vault)? {
+            return Ok(number);
+        }
+        let next = self.meta_number("next-vault")?.unwrap_or(0);
+        let mut batch = self.db.batch();
+        batch.insert(&self.vaults, vault.as_bytes(), next.to_be_bytes());
+        batch.insert(&self.meta, "next-vault", (next + 1).to_be_bytes());
+        batch.commit().map_err(|e| failed(self.path(), e))?;
+        Ok(next)
+    }
+
+    /// The number that the next pack gets. Numbers are never used again: old rows may still name them.
+    pub fn next_pack(&self) -> Result<u32> {
+        Ok(self.meta_number("next-pack")?.unwrap_or(0))
+    }
+
+    pub fn pack_number(&self, pack: PackId) -> Result<Option<u32>> {
+        self.get_number(&self.packs, pack.as_bytes())
+    }
+
+    pub fn pack_of_number(&self, number: u32) -> Result<Option<PackId>> {
+        self.get(&self.numbers, &number.to_be_bytes())?
+            .map(|value| pack_id(&value))
+            .transpose()
+    }
+
+    pub fn unswept(&self) -> Result<bool> {
+        Ok(self.meta_number("unswept")?.unwrap_or(0) != 0)
+    }
+
+    pub fn packs(&self, after: Option<PackId>, limit: usize) -> Result<Vec<PackId>> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.0.to_vec()));
+        self.packs
+            .range::<Vec<u8>, _>((from, Bound::Unbounded))
+            .take(limit)
+            .map(|item| pack_id(&item.key().map_err(|e| failed(self.path(), e))?))
+            .collect()
+    }
+
+    /// At most `limit` keys behind `after` whose rows satisfy a condition, in order.
+    pub fn keys_where(
+        &self,
+        after: Option<&[u8]>,
+        limit: usize,
+        condition: impl Fn(&[Row]) -> bool,
+    ) -> Result<Vec<Vec<u8>>> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.to_vec()));
+        let mut keys = Vec::new();
+        for item in self.chunks.range::<Vec<u8>, _>((from, Bound::Unbounded)) {
+            let (key, value) = item.into_inner().map_err(|e| failed(self.path(), e))?;
+            if condition(&rows::decode(&value)?) {
+                keys.push(key.to_vec());
+                if keys.len() == limit {
+                    break;
+                }
+            }
+        }
+        Ok(keys)
+    }
+
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            database: self,
+            batch: self.db.batch(),
+        }
+    }
+}
+
+fn pack_id(bytes: &[u8]) -> Result<PackId> {
+    PackId::try_from(bytes).map_err(|e| Error::corrupt("the chunk index", e.to_string()))
+}
+
+/// Changes that happen together or not at all.
+pub(super) struct Batch<'a> {
+    database: &'a Database,
+    batch: fjall::OwnedWriteBatch,
+}
+
+impl Batch<'_> {
+    pub fn put_row(&mut self, key: &[u8], value: &[u8]) {
+        self.batch.insert(&self.database.chunks, key, value);
+    }
+
+    pub fn remove_row(&mut self, key: &[u8]) {
+        self.batch.remove(&self.database.chunks, key);
+    }
+
+    pub fn put_pack(&mut self, pack: PackId, number: u32) {
+        self.batch
+            .insert(&self.database.packs, pack.as_bytes(), number.to_be_bytes());
+        self.batch
+            .insert(&self.database.numbers, number.to_be_bytes(), pack.as_bytes());
+    }
+
+    pub fn remove_pack(&mut self, pack: PackId, number: u32) {
+        self.batch.remove(&self.database.packs, pack.as_bytes());
+        self.batch.remove(&self.database.numbers, number.to_be_bytes());
+    }
+
+    pub fn put_next_pack(&mut self, next: u32) {
+        self.batch
+            .insert(&self.database.meta, "next-pack", next.to_be_bytes());
+    }
+
+    pub fn put_unswept(&mut self, unswept: bool) {
+        self.batch
+            .insert(&self.database.meta, "unswept", u32::from(unswept).to_be_bytes());
+    }
+
+    pub fn commit(self) -> Result<()> {
+        self.batch.commit().map_err(|e| failed(self.database.path(), e))
+    }
+}
