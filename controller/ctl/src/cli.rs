@@ -4,7 +4,7 @@ use crate::{error::Result, output::Format};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holdfast_core::{Name, SourceRef};
 use holdfast_net::Role;
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// Operates a Holdfast cluster.
 #[derive(Debug, Parser)]
@@ -49,7 +49,7 @@ pub(crate) enum Command {
         /// SOURCE, SOURCE@latest, SOURCE@SNAPSHOT or SOURCE@TIME.
         source: String,
         /// Directory or file within the snapshot.
-        path: Option<String>,
+        path: Option<OsString>,
         /// Descend into directories.
         #[arg(short, long)]
         recursive: bool,
@@ -61,7 +61,7 @@ pub(crate) enum Command {
         /// SOURCE, SOURCE@latest, SOURCE@SNAPSHOT or SOURCE@TIME.
         source: String,
         /// File within the snapshot.
-        path: String,
+        path: OsString,
     },
     /// Check that what is stored is whole, and with keys that it restores; exits with 4 on findings.
     Verify {
@@ -96,6 +96,9 @@ pub(crate) enum Command {
     Job(JobCommand),
     /// Show who did what.
     Audit(OutputArgs),
+    /// Manage administrators.
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Restore without any controller, from a store and the recovery kit.
     Recover(RecoverArgs),
 }
@@ -238,7 +241,7 @@ pub(crate) struct RestoreArgs {
     pub(crate) to: PathBuf,
     /// Only this path within the snapshot; may be given several times.
     #[arg(long = "path")]
-    pub(crate) paths: Vec<String>,
+    pub(crate) paths: Vec<OsString>,
     /// On this agent's host instead of this machine.
     #[arg(long)]
     pub(crate) agent: Option<Name>,
@@ -282,6 +285,16 @@ pub(crate) enum JobCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// Give this context a new certificate; needs the recovery kit, because only the offline root makes admins.
+    Renew {
+        /// The recovery kit.
+        #[arg(long)]
+        kit: PathBuf,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
     /// Store: a directory or file:// URL.
@@ -301,7 +314,7 @@ pub(crate) struct RecoverArgs {
     pub(crate) to: Option<PathBuf>,
     /// Only this path within the snapshot; may be given several times.
     #[arg(long = "path")]
-    pub(crate) paths: Vec<String>,
+    pub(crate) paths: Vec<OsString>,
     /// The directory may hold something already.
     #[arg(long)]
     pub(crate) in_place: bool,

@@ -1,19 +1,25 @@
 //! One file per command; each reads as what the command does.
 
+mod admin;
 mod apply;
 mod audit;
 mod backup;
+mod browse;
+mod data;
 mod doctor;
 mod gc;
 mod get;
 mod init;
 mod job;
+mod recover;
+mod restore;
 mod snapshot;
 mod status;
 mod token;
+mod verify;
 
 use crate::{
-    cli::{BackupCommand, Cli, Command, JobCommand, SnapshotCommand, TokenCommand},
+    cli::{AdminCommand, BackupCommand, Cli, Command, JobCommand, SnapshotCommand, TokenCommand},
     cluster::Cluster,
     context::{self, Context},
     error::Result,
@@ -24,50 +30,79 @@ use std::path::PathBuf;
 pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
     let Cli { config_dir, command } = cli;
     match command {
+        // Those that must work without a cluster.
         Command::Init(args) => init::run(context::directory(config_dir)?, &args),
+        Command::Admin(AdminCommand::Renew { kit }) => admin::renew(context::directory(config_dir)?, &kit),
         Command::Doctor(args) => doctor::run(context::directory(config_dir)?, args.output).await,
-        Command::Recover(_) | Command::Restore(_) | Command::Ls { .. } | Command::Cat { .. } => Ok(()),
-        Command::Verify { .. } => Ok(()),
-        other => with_cluster(connect(config_dir).await?, other).await,
+        Command::Recover(args) => recover::run(&args).await,
+
+        Command::Token(TokenCommand::Create(args)) => token::create(&connect(config_dir).await?, &args).await,
+        Command::Apply(args) => apply::apply(&connect(config_dir).await?, &args.file).await,
+        Command::Diff(args) => apply::diff(&connect(config_dir).await?, &args.file).await,
+        Command::Delete { kind, name } => apply::delete(&connect(config_dir).await?, kind, &name).await,
+        Command::Get(args) => get::get(&connect(config_dir).await?, &args).await,
+        Command::Describe(args) => get::describe(&connect(config_dir).await?, &args).await,
+        Command::Backup(BackupCommand::Run { source, wait, output }) => {
+            backup::run(&connect(config_dir).await?, &source, wait, output.output).await
+        }
+        Command::Restore(args) => restore::run(&connect(config_dir).await?, &args).await,
+        Command::Ls {
+            source,
+            path,
+            recursive,
+            output,
+        } => {
+            browse::ls(
+                &connect(config_dir).await?,
+                &source,
+                path.as_deref(),
+                recursive,
+                output.output,
+            )
+            .await
+        }
+        Command::Cat { source, path } => browse::cat(&connect(config_dir).await?, &source, &path).await,
+        Command::Verify {
+            source,
+            read_data,
+            output,
+        } => {
+            verify::run(
+                &connect(config_dir).await?,
+                source.as_deref(),
+                read_data,
+                output.output,
+            )
+            .await
+        }
+        Command::Snapshot(SnapshotCommand::Delete { snapshot }) => {
+            snapshot::delete(&connect(config_dir).await?, &snapshot).await
+        }
+        Command::Snapshot(SnapshotCommand::Undelete { snapshot }) => {
+            snapshot::undelete(&connect(config_dir).await?, &snapshot).await
+        }
+        Command::Status(args) => status::run(&connect(config_dir).await?, args.output).await,
+        Command::Gc {
+            dry_run,
+            ignore_undo_period,
+            output,
+        } => {
+            gc::run(
+                &connect(config_dir).await?,
+                dry_run,
+                ignore_undo_period,
+                output.output,
+            )
+            .await
+        }
+        Command::Job(JobCommand::Cancel { job }) => job::cancel(&connect(config_dir).await?, &job).await,
+        Command::Job(JobCommand::Watch { job, output }) => {
+            job::watch(&connect(config_dir).await?, &job, output.output).await
+        }
+        Command::Audit(args) => audit::run(&connect(config_dir).await?, args.output).await,
     }
 }
 
 async fn connect(config_dir: Option<PathBuf>) -> Result<Cluster> {
     Cluster::connect(Context::load(context::directory(config_dir)?)?).await
-}
-
-async fn with_cluster(cluster: Cluster, command: Command) -> Result<()> {
-    match command {
-        Command::Token(TokenCommand::Create(args)) => token::create(&cluster, &args).await,
-        Command::Apply(args) => apply::apply(&cluster, &args.file).await,
-        Command::Diff(args) => apply::diff(&cluster, &args.file).await,
-        Command::Delete { kind, name } => apply::delete(&cluster, kind, &name).await,
-        Command::Get(args) => get::get(&cluster, &args).await,
-        Command::Describe(args) => get::describe(&cluster, &args).await,
-        Command::Backup(BackupCommand::Run { source, wait, output }) => {
-            backup::run(&cluster, &source, wait, output.output).await
-        }
-        Command::Snapshot(SnapshotCommand::Delete { snapshot }) => {
-            snapshot::delete(&cluster, &snapshot).await
-        }
-        Command::Snapshot(SnapshotCommand::Undelete { snapshot }) => {
-            snapshot::undelete(&cluster, &snapshot).await
-        }
-        Command::Status(args) => status::run(&cluster, args.output).await,
-        Command::Gc {
-            dry_run,
-            ignore_undo_period,
-            output,
-        } => gc::run(&cluster, dry_run, ignore_undo_period, output.output).await,
-        Command::Job(JobCommand::Cancel { job }) => job::cancel(&cluster, &job).await,
-        Command::Job(JobCommand::Watch { job, output }) => job::watch(&cluster, &job, output.output).await,
-        Command::Audit(args) => audit::run(&cluster, args.output).await,
-        Command::Init(_)
-        | Command::Doctor(_)
-        | Command::Recover(_)
-        | Command::Restore(_)
-        | Command::Ls { .. }
-        | Command::Cat { .. }
-        | Command::Verify { .. } => Ok(()),
-    }
 }

@@ -27,6 +27,7 @@ mod rows;
 
 use clap::Parser as _;
 use holdfast_core::ErrorKind;
+use holdfast_net::telemetry::{self, TelemetryConfig};
 use std::process::ExitCode;
 
 /// Parses the arguments, runs the command, reports its error; returns the exit code.
@@ -56,7 +57,18 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(commands::dispatch(cli)) {
+    // Commands say what matters themselves; HOLDFAST_LOG shows the rest.
+    let quiet = TelemetryConfig {
+        level: Some("warn".into()),
+        ..TelemetryConfig::default()
+    };
+    let outcome = runtime.block_on(async {
+        let guard = telemetry::init(&quiet, "holdfastctl").map_err(error::lift)?;
+        let outcome = commands::dispatch(cli).await;
+        guard.shutdown().await;
+        outcome
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             error::report(&fault);

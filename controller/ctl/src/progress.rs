@@ -2,6 +2,10 @@
 
 use crate::output::bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::{sync::Arc, time::Duration};
+
+/// How often a ticker looks.
+const TICK: Duration = Duration::from_millis(250);
 
 /// A line that shows how far something is; silent where standard error is no terminal.
 pub(crate) struct Progress(ProgressBar);
@@ -27,6 +31,30 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// Shows counters that others move, until it is dropped.
+pub(crate) struct Ticker(tokio::task::JoinHandle<()>);
+
+impl Ticker {
+    /// Begins to show; must run within the runtime.
+    pub(crate) fn start(phase: &'static str, counters: Arc<holdfast_restore::Progress>) -> Self {
+        Self(tokio::spawn(async move {
+            let line = Progress::new();
+            let mut ticks = tokio::time::interval(TICK);
+            loop {
+                ticks.tick().await;
+                let ((files, _), (done, total)) = (counters.files(), counters.bytes());
+                line.show(phase, files, done, total);
+            }
+        }))
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -124,11 +124,7 @@ fn local(config_dir: PathBuf, checks: &mut Checks) -> Option<Context> {
     let now = SystemTime::now();
     match (context.tls.renew_at(), context.tls.expires_at()) {
         (_, Ok(end)) if end <= now => {
-            checks.bad(
-                "certificate",
-                "has expired",
-                "make a new one with the recovery kit",
-            );
+            checks.bad("certificate", "has expired", "holdfastctl admin renew --kit FILE");
         }
         (Ok(renew), Ok(end)) => {
             let days = end
@@ -136,7 +132,7 @@ fn local(config_dir: PathBuf, checks: &mut Checks) -> Option<Context> {
                 .map_or(0, |left| left.as_secs() / (24 * 3600));
             let text = format!("{}, good for {days} days", context.tls.identity().actor());
             if renew <= now {
-                checks.bad("certificate", text, "make a new one with the recovery kit");
+                checks.bad("certificate", text, "holdfastctl admin renew --kit FILE");
             } else {
                 checks.good("certificate", text);
             }

@@ -1,0 +1,157 @@
+//! `ls` and `cat`.
+
+use super::data;
+use crate::{
+    cluster::Cluster,
+    error::{Result, fault, lift},
+    output::{self, Format, Row},
+};
+use holdfast_core::{ErrorKind, HasKind as _};
+use holdfast_repo::EntryKind;
+use holdfast_restore::{RestoreError, TreeEntry, shown};
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::{
+    ffi::OsStr,
+    io::{BufWriter, ErrorKind as IoKind},
+    ops::ControlFlow,
+    os::unix::ffi::OsStrExt as _,
+    sync::Arc,
+};
+
+/// Most entries of one listing: it is held in memory.
+const ENTRIES_MAX: usize = 2_000_000;
+/// Buffer between decryption and a pipe.
+const OUT_BUFFER: usize = 1024 * 1024;
+
+/// One line of `ls`.
+#[derive(Debug, Serialize)]
+struct EntryRow {
+    path: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    mode: String,
+    uid: u32,
+    gid: u32,
+    size: u64,
+    modified_at: String,
+    target: Option<String>,
+    changed_while_read: bool,
+}
+
+impl From<TreeEntry> for EntryRow {
+    fn from(TreeEntry { path, entry }: TreeEntry) -> Self {
+        let (kind, size, target) = match &entry.kind {
+            EntryKind::File { size, .. } => ("file", *size, None),
+            EntryKind::Dir { bytes, .. } => ("directory", *bytes, None),
+            EntryKind::Symlink { target } => ("symlink", 0, Some(shown(target))),
+            EntryKind::Fifo => ("fifo", 0, None),
+            EntryKind::CharDevice { .. } => ("character device", 0, None),
+            EntryKind::BlockDevice { .. } => ("block device", 0, None),
+        };
+        let nanos = i32::try_from(entry.mtime.nanos).unwrap_or_default();
+        let time = jiff::Timestamp::new(entry.mtime.secs, nanos);
+        Self {
+            path: shown(&path),
+            kind,
+            mode: format!("{:04o}", entry.mode),
+            uid: entry.uid,
+            gid: entry.gid,
+            size,
+            modified_at: time.map_or_else(|_| "-".into(), |time| time.to_string()),
+            target,
+            changed_while_read: entry.changed_while_read,
+        }
+    }
+}
+
+impl Row for EntryRow {
+    const LIST: &'static str = "EntryList";
+    const COLUMNS: &'static [&'static str] = &["MODE", "OWNER", "SIZE", "MODIFIED", "PATH"];
+    const NARROW: usize = 5;
+
+    fn name(&self) -> String {
+        self.path.clone()
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let letter = match self.kind {
+            "directory" => 'd',
+            "symlink" => 'l',
+            "fifo" => 'p',
+            "character device" => 'c',
+            "block device" => 'b',
+            _ => '-',
+        };
+        let target = self
+            .target
+            .as_ref()
+            .map(|target| format!(" -> {target}"))
+            .unwrap_or_default();
+        vec![
+            format!("{letter}{}", self.mode),
+            format!("{}:{}", self.uid, self.gid),
+            output::bytes(self.size),
+            self.modified_at.clone(),
+            format!("{}{target}", self.path),
+        ]
+    }
+}
+
+pub(super) async fn ls(
+    cluster: &Cluster,
+    address: &str,
+    path: Option<&OsStr>,
+    recursive: bool,
+    format: Format,
+) -> Result<()> {
+    let (_, snapshot) = data::open_address(cluster, address).await?;
+    let path = path.map(OsStr::as_bytes).unwrap_or_default();
+    let entries = if recursive {
+        let found = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&found);
+        let visit = move |entry: TreeEntry| {
+            let mut entries = sink.lock();
+            entries.push(entry);
+            if entries.len() > ENTRIES_MAX {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        snapshot.walk(path, visit).await.map_err(lift)?;
+        std::mem::take(&mut *found.lock())
+    } else {
+        snapshot.list(path).await.map_err(lift)?
+    };
+    if entries.len() > ENTRIES_MAX {
+        return Err(
+            fault(ErrorKind::TooLarge, format!("more than {ENTRIES_MAX} entries"))
+                .with_hint("list one directory at a time: holdfastctl ls SOURCE PATH"),
+        );
+    }
+    let rows: Vec<EntryRow> = entries.into_iter().map(EntryRow::from).collect();
+    output::print(&output::rows(&rows, format)?)
+}
+
+pub(super) async fn cat(cluster: &Cluster, address: &str, path: &OsStr) -> Result<()> {
+    let (_, snapshot) = data::open_address(cluster, address).await?;
+    let out = BufWriter::with_capacity(OUT_BUFFER, std::io::stdout());
+    match snapshot.read_file(path.as_bytes(), out).await {
+        // Whoever reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        Err(error) => {
+            let kind = error.kind();
+            Err(fault(kind, error.to_string()).with_hint(format!("holdfastctl ls {address}")))
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+fn is_broken_pipe(error: &RestoreError) -> bool {
+    match error {
+        RestoreError::Io { source, .. } => source.kind() == IoKind::BrokenPipe,
+        RestoreError::At { source, .. } => is_broken_pipe(source),
+        _ => false,
+    }
+}

@@ -1,0 +1,68 @@
+//! Snapshots opened for reading, with the admin's keys.
+
+use crate::{
+    address::Address,
+    cluster::Cluster,
+    error::{Result, fault, lift},
+    rows::SnapshotRow,
+};
+use holdfast_core::ErrorKind;
+use holdfast_net::client::{ClientTls, ConnectOptions, Connection, connect_pool};
+use holdfast_restore::{GrpcSource, Snapshot};
+use std::sync::Arc;
+
+/// Connections of one transfer: more than one, because each has one lock; not many, since the disk is the limit.
+const CONNECTIONS: usize = 4;
+
+/// Opens the snapshot that an address means.
+pub(super) async fn open_address(cluster: &Cluster, text: &str) -> Result<(SnapshotRow, Snapshot)> {
+    let address: Address = text.parse()?;
+    let row = cluster.resolve(&address).await?;
+    let snapshot = Opener::new(cluster).await?.open(&row).await?;
+    Ok((row, snapshot))
+}
+
+/// Opens any number of snapshots over the same connections.
+pub(super) struct Opener<'c> {
+    cluster: &'c Cluster,
+    connections: Vec<Connection>,
+}
+
+impl<'c> Opener<'c> {
+    pub(super) async fn new(cluster: &'c Cluster) -> Result<Self> {
+        let tls = ClientTls::new(&cluster.context.tls, &cluster.context.root).map_err(lift)?;
+        let addresses = &cluster.context.addresses;
+        let connections = connect_pool(addresses, &tls, &ConnectOptions::default(), CONNECTIONS)
+            .await
+            .map_err(lift)?;
+        Ok(Self { cluster, connections })
+    }
+
+    /// Opens one snapshot, and makes sure that it is the one that was asked for: a controller could hand out the
+    /// genuine root of another.
+    pub(super) async fn open(&self, row: &SnapshotRow) -> Result<Snapshot> {
+        let keys = Arc::new(self.cluster.vault_keys(row.vault).await?);
+        let (root, _) = GrpcSource::root(self.cluster.connection.clone(), row.id)
+            .await
+            .map_err(lift)?;
+        let source = GrpcSource::new(self.connections.clone(), row.vault).map_err(lift)?;
+        let snapshot = Snapshot::open(&root, Arc::new(source), keys).map_err(lift)?;
+        let clear = &snapshot.root().clear;
+        let same = clear.snapshot == row.id
+            && clear.source == row.source
+            && clear.vault == row.vault
+            && clear.sequence == row.sequence;
+        if same {
+            Ok(snapshot)
+        } else {
+            Err(fault(
+                ErrorKind::Corrupt,
+                format!(
+                    "the controller gave the root of snapshot {} of {} (number {}) where that of {} of {} (number {}) \
+                     was asked for",
+                    clear.snapshot, clear.source, clear.sequence, row.id, row.source, row.sequence
+                ),
+            ))
+        }
+    }
+}

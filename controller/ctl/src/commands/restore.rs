@@ -1,0 +1,241 @@
+//! `restore`: to this machine with the admin's keys, or on an agent's host by its agent.
+
+use super::{data, job};
+use crate::{
+    address::Address,
+    cli::RestoreArgs,
+    cluster::{Cluster, bytes_of, job_id, request_id, retry},
+    error::{Result, fault, invalid, io, lift},
+    output::{self, Format, bytes},
+    progress::Ticker,
+};
+use holdfast_core::{ErrorKind, Name};
+use holdfast_proto::v1;
+use holdfast_restore::{Layout, Problem, Progress, RestoreOptions, RestoreReport, Snapshot, restore, shown};
+use serde::Serialize;
+use std::{
+    ffi::OsString,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// What to restore to this machine.
+pub(super) struct Plan<'a> {
+    pub(super) to: &'a Path,
+    pub(super) paths: &'a [OsString],
+    pub(super) in_place: bool,
+    pub(super) dry_run: bool,
+}
+
+/// What was restored, in its stable JSON form.
+#[derive(Debug, Serialize)]
+struct Restored {
+    dry_run: bool,
+    target: String,
+    files: u64,
+    dirs: u64,
+    symlinks: u64,
+    others: u64,
+    bytes: u64,
+    owners_kept: u64,
+    problems_count: u64,
+    problems: Vec<Failed>,
+}
+
+#[derive(Debug, Serialize)]
+struct Failed {
+    path: String,
+    kind: ErrorKind,
+    reason: String,
+}
+
+pub(super) async fn run(cluster: &Cluster, args: &RestoreArgs) -> Result<()> {
+    if let Some(agent) = &args.agent {
+        return on_agent(cluster, args, agent).await;
+    }
+    let (_, snapshot) = data::open_address(cluster, &args.source).await?;
+    let plan = Plan {
+        to: &args.to,
+        paths: &args.paths,
+        in_place: args.in_place,
+        dry_run: args.dry_run,
+    };
+    here(&snapshot, &plan, args.output.output).await
+}
+
+/// Restores an opened snapshot to this machine.
+pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -> Result<()> {
+    let target = std::path::absolute(plan.to).map_err(io(format!("find {}", plan.to.display())))?;
+    let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+    let options = RestoreOptions {
+        paths: plan.paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
+        layout: Layout::Paths,
+        in_place: plan.in_place,
+        dry_run: plan.dry_run,
+        workers: None,
+        progress: Arc::clone(&progress),
+        cancel: Arc::clone(&cancel),
+    };
+    let ticker = Ticker::start("restore", progress);
+    let restoring = restore(snapshot, &target, options);
+    tokio::pin!(restoring);
+    let outcome = tokio::select! {
+        outcome = &mut restoring => outcome,
+        _ = tokio::signal::ctrl_c() => {
+            // Workers finish what they hold; files are whole or not there.
+            cancel.store(true, Ordering::Relaxed);
+            restoring.await
+        }
+    };
+    drop(ticker);
+    let report = outcome.map_err(|error| {
+        let fault = lift(error);
+        match fault.kind {
+            ErrorKind::Conflict => fault.with_hint("choose an empty directory, or add --in-place"),
+            _ => fault,
+        }
+    })?;
+    finish(report, &target, plan.dry_run, format)
+}
+
+fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -> Result<()> {
+    let RestoreReport {
+        files,
+        dirs,
+        symlinks,
+        others,
+        bytes: size,
+        owners_kept,
+        problems,
+    } = report;
+    let restored = Restored {
+        dry_run,
+        target: target.display().to_string(),
+        files,
+        dirs,
+        symlinks,
+        others,
+        bytes: size,
+        owners_kept,
+        problems_count: problems.count,
+        problems: problems
+            .listed
+            .into_iter()
+            .map(|Problem { path, kind, reason }| Failed {
+                path: shown(&path),
+                kind,
+                reason,
+            })
+            .collect(),
+    };
+    match format {
+        Format::Json | Format::Yaml => output::print(&output::value(&restored, format)?)?,
+        Format::Table | Format::Wide | Format::Name => {
+            let verb = if dry_run { "would restore" } else { "restored" };
+            output::print(&format!(
+                "{verb} {files} files ({}), {dirs} directories, {symlinks} links, {others} others to {}\n",
+                bytes(size),
+                restored.target
+            ))?;
+            for failed in &restored.problems {
+                eprintln!("FAILED {}: {}", failed.path, failed.reason);
+            }
+        }
+    }
+    if owners_kept > 0 {
+        eprintln!("note: {owners_kept} entries belong to you, because only root can give files to others");
+    }
+    match restored.problems_count {
+        0 => Ok(()),
+        count => Err(fault(
+            ErrorKind::Partial,
+            format!("{count} things could not be restored"),
+        )
+        .with_hint("holdfastctl verify --read-data; another snapshot may have them whole")),
+    }
+}
+
+/// Has an agent restore onto its host, and waits for it.
+async fn on_agent(cluster: &Cluster, args: &RestoreArgs, agent: &Name) -> Result<()> {
+    if args.dry_run {
+        return Err(fault(
+            ErrorKind::Unsupported,
+            "--dry-run works for restores to this machine only",
+        )
+        .with_hint("leave --agent out to see what would be restored"));
+    }
+    let text = |path: &std::ffi::OsStr| {
+        path.to_str().map(str::to_owned).ok_or_else(|| {
+            invalid(format!("{} is not UTF-8, which agents need", path.display()))
+                .with_hint("restore the directory that holds it")
+        })
+    };
+    if !args.to.is_absolute() {
+        return Err(invalid(format!(
+            "{} is not absolute: an agent has no current directory",
+            args.to.display()
+        )));
+    }
+    let address: Address = args.source.parse()?;
+    let row = cluster.resolve(&address).await?;
+    let spec = v1::RestoreSpec {
+        snapshot: bytes_of(row.id.as_bytes()),
+        target: text(args.to.as_os_str())?,
+        paths: args.paths.iter().map(|path| text(path)).collect::<Result<_>>()?,
+        in_place: args.in_place,
+    };
+    let request = v1::RunRestoreRequest {
+        request_id: request_id(),
+        agent: agent.to_string(),
+        restore: Some(spec),
+    };
+    let answer = retry(|| {
+        let (mut control, request) = (cluster.control(), request.clone());
+        async move { control.run_restore(request).await }
+    })
+    .await?
+    .into_inner();
+    let ended = job::follow(cluster, job_id(&answer.job)?).await?;
+    let done = ended.state == "succeeded";
+    job::finish(ended, args.output.output)?;
+    if done {
+        eprintln!(
+            "restored {}@{} to {} on {agent}",
+            row.source,
+            row.id,
+            args.to.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_restore::Problems;
+
+    #[test]
+    fn a_restore_with_gaps_exits_with_3() {
+        assert!(finish(RestoreReport::default(), Path::new("/x"), false, Format::Json).is_ok());
+        let problem = Problem {
+            path: b"/a".to_vec(),
+            kind: ErrorKind::Corrupt,
+            reason: "damaged".into(),
+        };
+        let problems = Problems {
+            listed: vec![problem],
+            count: 7,
+        };
+        let report = RestoreReport {
+            problems,
+            ..RestoreReport::default()
+        };
+        let fault = finish(report, Path::new("/x"), false, Format::Table).unwrap_err();
+        assert_eq!(fault.kind.exit_code(), 3);
+        assert!(fault.message.starts_with('7'), "{fault}");
+    }
+}

@@ -1,0 +1,237 @@
+//! `verify`: what the stores hold, checked by the controllers without keys, and what snapshots need, checked here
+//! with keys.
+
+use super::data::Opener;
+use crate::{
+    cluster::Cluster,
+    error::{Result, fault, lift, lift_display},
+    output::{self, Format, bytes},
+    progress::Ticker,
+    rows::{SnapshotRow, id},
+};
+use holdfast_core::{ErrorKind, SnapshotId, SourceRef, VaultId};
+use holdfast_net::Fault;
+use holdfast_proto::v1::{self, verify_stores_response::Body};
+use holdfast_restore::{Problem, Progress, Verifier, shown};
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+/// Findings beyond this are counted but not listed.
+const FINDINGS_LISTED: usize = 10_000;
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    findings: Vec<Finding>,
+    findings_count: u64,
+    packs: u64,
+    pack_bytes: u64,
+    objects: u64,
+    snapshots: u64,
+    nodes: u64,
+    chunks: u64,
+    chunk_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    object: String,
+    problem: String,
+    snapshots: Vec<SnapshotId>,
+}
+
+impl Report {
+    fn add(&mut self, finding: Finding, format: Format) {
+        self.findings_count += 1;
+        if matches!(format, Format::Table | Format::Wide) {
+            eprintln!("FOUND {}: {}", finding.object, finding.problem);
+        }
+        if self.findings.len() < FINDINGS_LISTED {
+            self.findings.push(finding);
+        }
+    }
+}
+
+pub(super) async fn run(
+    cluster: &Cluster,
+    source: Option<&str>,
+    read_data: bool,
+    format: Format,
+) -> Result<()> {
+    let source: Option<SourceRef> = source
+        .map(|text| text.parse().map_err(lift_display))
+        .transpose()?;
+    let mut report = Report::default();
+    if source.is_none() {
+        stores(cluster, read_data, format, &mut report).await?;
+    }
+    snapshots(cluster, source.as_ref(), read_data, format, &mut report).await?;
+    output::print(&match format {
+        Format::Json | Format::Yaml => output::value(&report, format)?,
+        Format::Table | Format::Wide | Format::Name => text(&report, read_data),
+    })?;
+    match report.findings_count {
+        0 => Ok(()),
+        count => Err(fault(
+            ErrorKind::Findings,
+            format!("{count} things are damaged or missing"),
+        )
+        .with_hint(
+            "restore what they concern from another snapshot or site; then find out why the store lost it",
+        )),
+    }
+}
+
+fn text(report: &Report, read_data: bool) -> String {
+    let how = if read_data {
+        "every byte read"
+    } else {
+        "structure only; --read-data reads every byte"
+    };
+    format!(
+        "{} packs ({}), {} other objects, {} snapshots: {} nodes, {} chunks ({}); {how}: {} findings\n",
+        report.packs,
+        bytes(report.pack_bytes),
+        report.objects,
+        report.snapshots,
+        report.nodes,
+        report.chunks,
+        bytes(report.chunk_bytes),
+        report.findings_count,
+    )
+}
+
+/// The controllers check everything that their stores hold, without keys.
+async fn stores(cluster: &Cluster, read_data: bool, format: Format, report: &mut Report) -> Result<()> {
+    let request = v1::VerifyStoresRequest { read_data };
+    let mut stream = cluster.control().verify_stores(request).await?.into_inner();
+    let mut summary = None;
+    while let Some(message) = stream.message().await? {
+        match message.body {
+            Some(Body::Finding(v1::Finding {
+                object,
+                problem,
+                snapshots,
+            })) => {
+                let snapshots = snapshots.iter().map(|raw| id(raw)).collect::<Result<_>>()?;
+                report.add(
+                    Finding {
+                        object,
+                        problem,
+                        snapshots,
+                    },
+                    format,
+                );
+            }
+            Some(Body::Summary(found)) => summary = Some(found),
+            None => {}
+        }
+    }
+    // A stream that just ends has not checked everything.
+    let v1::VerifySummary {
+        packs,
+        pack_bytes,
+        objects,
+        findings,
+    } = summary.ok_or_else(|| {
+        fault(
+            ErrorKind::Unavailable,
+            "the controller broke off before it had checked everything",
+        )
+    })?;
+    (report.packs, report.pack_bytes, report.objects) = (packs, pack_bytes, objects);
+    report.findings_count = report.findings_count.max(findings);
+    Ok(())
+}
+
+/// We check what snapshots need, with keys; what snapshots of one vault share is read once.
+async fn snapshots(
+    cluster: &Cluster,
+    source: Option<&SourceRef>,
+    read_data: bool,
+    format: Format,
+    report: &mut Report,
+) -> Result<()> {
+    let visible = cluster
+        .snapshots(source, false)
+        .await?
+        .into_iter()
+        .filter(|row| row.state == "visible");
+    let mut vaults: BTreeMap<VaultId, Vec<SnapshotRow>> = BTreeMap::new();
+    for row in visible {
+        vaults.entry(row.vault).or_default().push(row);
+    }
+    let opener = Opener::new(cluster).await?;
+    let progress = Arc::new(Progress::default());
+    let cancel = Arc::new(AtomicBool::new(false));
+    let _ticker = Ticker::start("verify", Arc::clone(&progress));
+    for rows in vaults.into_values() {
+        let verifier = Verifier::new(read_data, Arc::clone(&progress), Arc::clone(&cancel));
+        for row in rows {
+            let outcome = tokio::select! {
+                outcome = one(&opener, &verifier, &row, report, format) => outcome,
+                _ = tokio::signal::ctrl_c() => Err(fault(ErrorKind::Interrupted, "stopped before everything was checked")),
+            };
+            report.snapshots += 1;
+            match outcome {
+                Err(fault) if is_damage(&fault) => {
+                    let object = format!("snapshot {} of {}", row.id, row.source);
+                    report.add(
+                        Finding {
+                            object,
+                            problem: fault.message,
+                            snapshots: vec![row.id],
+                        },
+                        format,
+                    );
+                }
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What concerns this snapshot alone, so that the others are still to be checked.
+fn is_damage(fault: &Fault) -> bool {
+    matches!(
+        fault.kind,
+        ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::Unauthenticated
+    )
+}
+
+async fn one(
+    opener: &Opener<'_>,
+    verifier: &Verifier,
+    row: &SnapshotRow,
+    report: &mut Report,
+    format: Format,
+) -> Result<()> {
+    let snapshot = opener.open(row).await?;
+    let found = verifier.verify(&snapshot).await.map_err(lift)?;
+    report.nodes += found.nodes;
+    report.chunks += found.chunks;
+    report.chunk_bytes += found.bytes;
+    let listed = found.findings.listed.len() as u64;
+    for Problem {
+        path,
+        kind: _,
+        reason,
+    } in found.findings.listed
+    {
+        let object = format!("{}@{} {}", row.source, row.id, shown(&path));
+        report.add(
+            Finding {
+                object,
+                problem: reason,
+                snapshots: vec![row.id],
+            },
+            format,
+        );
+    }
+    report.findings_count += found.findings.count.saturating_sub(listed);
+    Ok(())
+}
