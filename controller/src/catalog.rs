@@ -4,7 +4,9 @@
 //! randomness, no order of a hash map. Every record is hashed into the catalog hash, so that two
 //! nodes at one applied index can be compared. No per-file or per-chunk record is ever here.
 
+pub mod apply;
 pub mod command;
+pub mod dump;
 pub mod keys;
 pub mod kv;
 pub mod model;

@@ -286,3 +286,21 @@ pub enum Reply {
     /// To ForgetSnapshots and GcDelete: how many there were.
     Count(u64),
 }
+
+impl Command {
+    /// The command less what the serving node draws anew for each attempt, so that retries are equal.
+    #[must_use]
+    pub fn client_part(&self) -> Self {
+        match self.clone() {
+            Self::CreateJob {
+                work, source, agent, ..
+            } => Self::CreateJob {
+                job: JobId([0; 16]),
+                work,
+                source,
+                agent,
+            },
+            other => other,
+        }
+    }
+}

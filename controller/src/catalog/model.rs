@@ -316,6 +316,8 @@ pub struct Job {
     pub finished_at: UnixMillis,
     /// How it ended; none while it is not over.
     pub outcome: Option<JobOutcome>,
+    /// The session of its present attempt.
+    pub session: Option<SessionId>,
     /// Who asked, as in audit records.
     pub requested_by: String,
     /// W3C traceparent of whoever asked; may be empty.

@@ -1,6 +1,6 @@
 //! The handle through which everything else reads and changes the catalog.
 
-use super::{time::CatalogTime, types::Raft};
+use super::{storage::LogStore, time::CatalogTime, types::Raft};
 use crate::{
     catalog::{Actor, CatalogView, Command, Proposal, Reply, store::CatalogStore},
     error::{Error, Result},
@@ -20,6 +20,7 @@ pub struct Catalog {
     view: CatalogView,
     applied: watch::Receiver<u64>,
     time: Arc<CatalogTime>,
+    log: LogStore,
 }
 
 impl Catalog {
@@ -28,12 +29,14 @@ impl Catalog {
         store: Arc<CatalogStore>,
         applied: watch::Receiver<u64>,
         time: Arc<CatalogTime>,
+        log: LogStore,
     ) -> Self {
         Self {
             raft,
             view: CatalogView::new(store),
             applied,
             time,
+            log,
         }
     }
 
@@ -72,6 +75,11 @@ impl Catalog {
         trace: String,
         command: Command,
     ) -> Result<(u64, Reply)> {
+        match &command {
+            Command::RegisterPacks { .. } => tracing::debug!(target: "holdfast::phase", phase = "register"),
+            Command::CommitSnapshot { .. } => tracing::debug!(target: "holdfast::phase", phase = "commit"),
+            _ => {}
+        }
         let proposal = Proposal {
             request,
             time: self.time.now(),

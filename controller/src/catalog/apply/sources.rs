@@ -1,0 +1,99 @@
+//! Sources: what is to be protected.
+
+use super::{Context, Outcome, refuse};
+use crate::catalog::{
+    command::Reply,
+    keys,
+    kv::Read,
+    model::{FilesSpec, Source},
+    query::Queries,
+};
+use holdfast_core::{ErrorKind, SourceRef};
+
+/// Longest document of one source, in bytes.
+const DOCUMENT_MAX: usize = 64 * 1024;
+
+pub(super) fn put<R: Read>(
+    cx: &mut Context<'_, '_, R>,
+    name: &SourceRef,
+    document: &str,
+    files: &FilesSpec,
+) -> Outcome {
+    if document.len() > DOCUMENT_MAX {
+        return refuse(
+            ErrorKind::TooLarge,
+            format!("a source's document has at most {DOCUMENT_MAX} bytes"),
+        );
+    }
+    if files.roots.is_empty() {
+        return refuse(
+            ErrorKind::Invalid,
+            format!("source {name} names no path; give at least one"),
+        );
+    }
+    if cx.txn.agent(&name.agent)?.is_none() {
+        return refuse(
+            ErrorKind::NotFound,
+            format!(
+                "there is no agent {}; let it join first: holdfastctl token create {}",
+                name.agent, name.agent
+            ),
+        );
+    }
+    let before = cx.txn.source(name)?;
+    let created = before.is_none();
+    let mut source = before.unwrap_or_else(|| Source {
+        source: name.clone(),
+        document: String::new(),
+        files: FilesSpec::default(),
+        created_at: cx.now,
+        changed_at: cx.now,
+        next_sequence: 1,
+        latest: None,
+        latest_at: 0,
+        snapshots: 0,
+        active_job: None,
+        open_session: None,
+    });
+    let changed = created || source.document != document || source.files != *files;
+    if changed {
+        document.clone_into(&mut source.document);
+        source.files = files.clone();
+        source.changed_at = cx.now;
+        cx.txn.put(keys::source(name), &source)?;
+    }
+    Ok(Reply::Put { created, changed })
+}
+
+/// Refused while anything of it is left: a forgotten source would leave snapshots that nobody can address.
+pub(super) fn delete<R: Read>(cx: &mut Context<'_, '_, R>, name: &SourceRef) -> Outcome {
+    let Some(source) = cx.txn.source(name)? else {
+        return refuse(ErrorKind::NotFound, format!("there is no source {name}"));
+    };
+    if let Some(job) = source.active_job {
+        return refuse(
+            ErrorKind::Conflict,
+            format!("source {name} is being backed up; wait, or: holdfastctl job cancel {job}"),
+        );
+    }
+    if source.open_session.is_some() {
+        return refuse(
+            ErrorKind::Conflict,
+            format!("source {name} is being backed up; wait until its session ends"),
+        );
+    }
+    if !cx
+        .txn
+        .page(&keys::snapshot_by_source_prefix(name), None, 1)?
+        .is_empty()
+    {
+        return refuse(
+            ErrorKind::Conflict,
+            format!(
+                "source {name} still has snapshots (deleted ones count until gc forgets them); delete them first: holdfastctl get snapshots {name}"
+            ),
+        );
+    }
+    cx.txn.delete(keys::source(name));
+    Ok(Reply::Done)
+}
