@@ -103,10 +103,10 @@ fn boot_nanos() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn hello(state: &State, config: &Config, boot_id: u64) -> AgentMessage {
+fn hello(state: &State, config: &Config, boot_id: u64) -> AgentHello {
     let signing = state.signing.public();
     let sealing = state.sealing.recipient().to_string();
-    let hello = AgentHello {
+    AgentHello {
         version: env!("CARGO_PKG_VERSION").into(),
         keys_mac: state.keys.endorse(&signing, sealing.as_bytes()).to_vec().into(),
         signing_key: signing.to_vec().into(),
@@ -126,7 +126,7 @@ fn hello(state: &State, config: &Config, boot_id: u64) -> AgentMessage {
 /// Holds one control stream until it ends.
 async fn hold_stream(
     connection: Connection,
-    hello: &AgentMessage,
+    hello: &AgentHello,
     jobs: &Jobs,
     stop: &CancellationToken,
 ) -> std::result::Result<(), Fault> {

@@ -141,6 +141,18 @@ impl Jobs {
         }
     }
 
+    /// Jobs that run here, and those whose results are told again: what a controller must not give up.
+    #[must_use]
+    pub fn known(&self) -> Vec<bytes::Bytes> {
+        let table = self.table.lock();
+        let running = table.running.keys().map(|job| job.as_bytes().to_vec().into());
+        let ended = table.results.iter().filter_map(|message| match &message.body {
+            Some(agent_message::Body::Update(update)) => Some(update.job.clone()),
+            _ => None,
+        });
+        running.chain(ended).collect()
+    }
+
     /// A new control stream is up: results that may have been lost with the old one are told again.
     pub fn attach(&self, outbox: mpsc::Sender<AgentMessage>) {
         let mut table = self.table.lock();

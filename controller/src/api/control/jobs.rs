@@ -1,0 +1,157 @@
+//! Jobs: asking for them, watching them, cancelling them.
+
+use super::{Control, name_of, request_id_of, unexpected};
+use crate::{
+    api::wire::{id, restore_spec, source_ref, wire_job},
+    catalog::{
+        Actor, Command, Queries as _, Reply,
+        model::{Job, JobWork},
+    },
+    error::{Error, Result},
+};
+use futures::{StreamExt as _, stream::BoxStream};
+use holdfast_core::{ErrorKind, JobId};
+use holdfast_proto::v1;
+
+impl Control {
+    pub(super) async fn run_backup(
+        &self,
+        actor: Actor,
+        request: v1::RunBackupRequest,
+    ) -> Result<v1::RunBackupResponse> {
+        let v1::RunBackupRequest { request_id, source } = request;
+        let source = source_ref(source.as_ref())?;
+        let agent = source.agent.clone();
+        let command = Command::CreateJob { job: JobId::generate(), work: JobWork::Backup, source, agent };
+        let job = self.create(actor, &request_id, command).await?;
+        Ok(v1::RunBackupResponse { job: job.id.as_bytes().to_vec().into() })
+    }
+
+    pub(super) async fn run_restore(
+        &self,
+        actor: Actor,
+        request: v1::RunRestoreRequest,
+    ) -> Result<v1::RunRestoreResponse> {
+        let v1::RunRestoreRequest { request_id, agent, restore } = request;
+        let spec = restore_spec(restore)?;
+        let agent = name_of(&agent)?;
+        let snapshot = self.visible_snapshot(spec.snapshot).await?;
+        let host = self.catalog.read().await?.agent(&agent)?;
+        let host = host
+            .ok_or_else(|| Error::refused(ErrorKind::NotFound, format!("there is no agent {agent}; see `get agents`")))?;
+        if host.vault != snapshot.vault {
+            return Err(Error::refused(
+                ErrorKind::Denied,
+                format!("agent {agent} does not hold the keys of this snapshot's vault; restore to this machine instead"),
+            ));
+        }
+        let work = JobWork::Restore(spec);
+        let command = Command::CreateJob { job: JobId::generate(), work, source: snapshot.source, agent };
+        let job = self.create(actor, &request_id, command).await?;
+        Ok(v1::RunRestoreResponse { job: job.id.as_bytes().to_vec().into() })
+    }
+
+    async fn create(&self, actor: Actor, request_id: &[u8], command: Command) -> Result<Job> {
+        let trace = holdfast_net::trace::current_traceparent();
+        let request = request_id_of(request_id)?;
+        match self.catalog.propose_traced(actor, request, trace, command).await? {
+            (_, Reply::Job(job)) => {
+                Ok(*job)
+            }
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) async fn cancel_job(
+        &self,
+        actor: Actor,
+        request: v1::CancelJobRequest,
+    ) -> Result<v1::CancelJobResponse> {
+        let v1::CancelJobRequest { request_id, job } = request;
+        let command = Command::CancelJob { job: id(&job)? };
+        if let Reply::Job(job) = self.catalog.propose(actor, request_id_of(&request_id)?, command).await? {
+            self.fleet.job_cancelled(job.id, &job.agent);
+        }
+        Ok(v1::CancelJobResponse {})
+    }
+
+    /// The job now and after every change, until it is over.
+    pub(super) async fn watch(
+        &self,
+        request: &v1::WatchJobRequest,
+    ) -> Result<BoxStream<'static, Result<v1::WatchJobResponse>>> {
+        let job: JobId = id(&request.job)?;
+        if self.catalog.read().await?.job(job)?.is_none() {
+            return Err(Error::refused(ErrorKind::NotFound, format!("there is no job {job}; see `get jobs`")));
+        }
+        let watch = Watch {
+            control: self.clone(),
+            job,
+            applied: self.catalog.subscribe(),
+            progress: self.fleet.progress_changes(),
+            last: None,
+            over: false,
+        };
+        Ok(futures::stream::unfold(watch, |mut watch| async move {
+            let item = watch.next().await?;
+            Some((item, watch))
+        })
+        .boxed())
+    }
+}
+
+/// One client that watches one job.
+struct Watch {
+    control: Control,
+    job: JobId,
+    applied: tokio::sync::watch::Receiver<u64>,
+    progress: tokio::sync::watch::Receiver<u64>,
+    last: Option<v1::WatchJobResponse>,
+    over: bool,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<Result<v1::WatchJobResponse>> {
+        if self.over {
+            return None;
+        }
+        loop {
+            self.applied.borrow_and_update();
+            self.progress.borrow_and_update();
+            match self.look() {
+                Ok(now) if self.last.as_ref() != Some(&now) => {
+                    self.last = Some(now.clone());
+                    return Some(Ok(now));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    self.over = true;
+                    return Some(Err(error));
+                }
+            }
+            let stopped = tokio::select! {
+                changed = self.applied.changed() => changed.is_err(),
+                changed = self.progress.changed() => changed.is_err(),
+            };
+            if stopped {
+                self.over = true;
+                return Some(Err(Error::Unavailable("the controller stops".into())));
+            }
+        }
+    }
+
+    fn look(&mut self) -> Result<v1::WatchJobResponse> {
+        let job = self.control.catalog.view().job(self.job)?;
+        let job = job.ok_or_else(|| Error::refused(ErrorKind::NotFound, "the job's record is gone"))?;
+        self.over = job.state.is_over();
+        let progress = self.control.fleet.progress(self.job).unwrap_or_default();
+        Ok(v1::WatchJobResponse {
+            job: Some(wire_job(&job)),
+            phase: progress.phase,
+            files_done: progress.files_done,
+            bytes_done: progress.bytes_done,
+            bytes_total: progress.bytes_total,
+            bytes_sent: progress.bytes_sent,
+        })
+    }
+}

@@ -1,0 +1,108 @@
+//! One look at everything: what is protected, what is not, what needs a hand.
+
+use super::Control;
+use crate::{
+    catalog::{Actor, CatalogView, Queries as _, model::JobState},
+    error::Result,
+};
+use holdfast_core::limits;
+use holdfast_proto::v1;
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
+/// Most warnings in one answer; more than fit a screen help nobody.
+const WARNINGS_MAX: usize = 50;
+
+#[derive(Default)]
+struct Counts {
+    agents: u64,
+    sources: u64,
+    unprotected: u64,
+    snapshots: u64,
+    failed_last_day: u64,
+}
+
+impl Control {
+    pub(super) async fn status(&self, _: Actor, _: v1::StatusRequest) -> Result<v1::StatusResponse> {
+        let view = self.catalog.read().await?;
+        let now = self.catalog.now();
+        let stores = self.maintenance.stores().await;
+        let mut warnings = Vec::new();
+        let counts = count(&view, now, &mut warnings)?;
+        for store in &stores {
+            match store.state.as_str() {
+                "ok" => {}
+                "reserve" => warnings.push(format!(
+                    "store {} has less than its reserve free: new packs are refused; delete snapshots and run `gc`",
+                    store.location
+                )),
+                state => warnings.push(format!("store {} is {state}", store.location)),
+            }
+        }
+        if stores.is_empty() {
+            warnings.push("no store is configured: add [[store]] to controller.toml".into());
+        }
+        warnings.truncate(WARNINGS_MAX);
+        let meta = view.meta()?;
+        let (applied_index, catalog_hash) = view.hash();
+        Ok(v1::StatusResponse {
+            cluster: meta.as_ref().map(|meta| meta.cluster.as_bytes().to_vec().into()).unwrap_or_default(),
+            name: meta.map(|meta| meta.name).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            now,
+            applied_index,
+            catalog_hash,
+            leader: self.catalog.leader().map_or(0, |(node, _)| node),
+            node: self.node.0,
+            stores,
+            agents: counts.agents,
+            agents_connected: self.fleet.connected() as u64,
+            sources: counts.sources,
+            sources_unprotected: counts.unprotected,
+            snapshots: counts.snapshots,
+            jobs_running: view.active_jobs(None)?.iter().filter(|job| job.state == JobState::Running).count() as u64,
+            jobs_failed_last_day: counts.failed_last_day,
+            warnings,
+        })
+    }
+}
+
+fn count(view: &CatalogView, now: u64, warnings: &mut Vec<String>) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let mut after = None;
+    loop {
+        let page = view.agents(after.as_deref(), limits::LIST_PAGE)?;
+        counts.agents += page.items.len() as u64;
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    loop {
+        let page = view.sources(after.as_deref(), limits::LIST_PAGE)?;
+        for source in &page.items {
+            counts.sources += 1;
+            counts.snapshots += source.snapshots;
+            if source.snapshots == 0 {
+                counts.unprotected += 1;
+                if warnings.len() < WARNINGS_MAX {
+                    warnings.push(format!("{} has no snapshot: run `backup run {0}`", source.source));
+                }
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    loop {
+        let page = view.jobs(after.as_deref(), limits::LIST_PAGE)?;
+        let recent = page.items.iter().take_while(|job| job.created_at + DAY_MS > now);
+        let failed = recent.clone().filter(|job| matches!(job.state, JobState::Failed | JobState::Interrupted));
+        counts.failed_last_day += failed.count() as u64;
+        let all_recent = recent.count() == page.items.len();
+        after = page.next.filter(|_| all_recent);
+        if after.is_none() {
+            return Ok(counts);
+        }
+    }
+}

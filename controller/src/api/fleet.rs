@@ -1,0 +1,21 @@
+//! What the leader knows of agents beside the catalog: who is connected, how jobs go on.
+
+use holdfast_core::{JobId, Name, UnixMillis};
+use holdfast_proto::v1::JobProgress;
+use tokio::sync::watch;
+
+/// The connected agents, as services see them.
+pub trait Fleet: Send + Sync {
+    /// Whether the agent's control stream is open.
+    fn is_connected(&self, agent: &Name) -> bool;
+    /// When it was last heard of; 0 = not since this controller started.
+    fn last_seen(&self, agent: &Name) -> UnixMillis;
+    /// How many are connected.
+    fn connected(&self) -> usize;
+    /// How a running job goes on, as its agent last said.
+    fn progress(&self, job: JobId) -> Option<JobProgress>;
+    /// Changes whenever any job's progress does.
+    fn progress_changes(&self) -> watch::Receiver<u64>;
+    /// A job was cancelled: tell its agent.
+    fn job_cancelled(&self, job: JobId, agent: &Name);
+}
