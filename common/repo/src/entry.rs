@@ -49,7 +49,7 @@ pub enum Strategy {
 /// A file's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// The chunks themselves, at most [`INLINE_CHUNKS_MAX`]; none for an empty file.
+    /// The chunks themselves, at most `INLINE_CHUNKS_MAX` (8); none for an empty file.
     Inline(Vec<ChunkRef>),
     /// The top file node.
     Node(ChunkId),
