@@ -66,7 +66,7 @@ pub(crate) enum Command {
     /// Check that what is stored is whole, and with keys that it restores; exits with 4 on findings.
     Verify {
         /// Only this source; without it also everything else in the stores.
-        source: Option<String>,
+        source: Option<SourceRef>,
         /// Read every byte, decrypt and compare.
         #[arg(long)]
         read_data: bool,

@@ -19,6 +19,7 @@ mod token;
 mod verify;
 
 use crate::{
+    address::Address,
     cli::{AdminCommand, BackupCommand, Cli, Command, JobCommand, SnapshotCommand, TokenCommand},
     cluster::Cluster,
     context::{self, Context},
@@ -45,23 +46,31 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         Command::Backup(BackupCommand::Run { source, wait, output }) => {
             backup::run(&connect(config_dir).await?, &source, wait, output.output).await
         }
-        Command::Restore(args) => restore::run(&connect(config_dir).await?, &args).await,
+        // What is written wrong is said before anyone is asked.
+        Command::Restore(args) => {
+            let address: Address = args.source.parse()?;
+            restore::run(&connect(config_dir).await?, &address, &args).await
+        }
         Command::Ls {
             source,
             path,
             recursive,
             output,
         } => {
+            let address: Address = source.parse()?;
             browse::ls(
                 &connect(config_dir).await?,
-                &source,
+                &address,
                 path.as_deref(),
                 recursive,
                 output.output,
             )
             .await
         }
-        Command::Cat { source, path } => browse::cat(&connect(config_dir).await?, &source, &path).await,
+        Command::Cat { source, path } => {
+            let address: Address = source.parse()?;
+            browse::cat(&connect(config_dir).await?, &address, &path).await
+        }
         Command::Verify {
             source,
             read_data,
@@ -69,7 +78,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         } => {
             verify::run(
                 &connect(config_dir).await?,
-                source.as_deref(),
+                source.as_ref(),
                 read_data,
                 output.output,
             )

@@ -2,6 +2,7 @@
 
 use super::data;
 use crate::{
+    address::Address,
     cluster::Cluster,
     error::{Result, fault, lift},
     output::{self, Format, Row},
@@ -100,12 +101,12 @@ impl Row for EntryRow {
 
 pub(super) async fn ls(
     cluster: &Cluster,
-    address: &str,
+    address: &Address,
     path: Option<&OsStr>,
     recursive: bool,
     format: Format,
 ) -> Result<()> {
-    let (_, snapshot) = data::open_address(cluster, address).await?;
+    let snapshot = data::open_address(cluster, address).await?;
     let path = path.map(OsStr::as_bytes).unwrap_or_default();
     let entries = if recursive {
         let found = Arc::new(Mutex::new(Vec::new()));
@@ -134,15 +135,15 @@ pub(super) async fn ls(
     output::print(&output::rows(&rows, format)?)
 }
 
-pub(super) async fn cat(cluster: &Cluster, address: &str, path: &OsStr) -> Result<()> {
-    let (_, snapshot) = data::open_address(cluster, address).await?;
+pub(super) async fn cat(cluster: &Cluster, address: &Address, path: &OsStr) -> Result<()> {
+    let snapshot = data::open_address(cluster, address).await?;
     let out = BufWriter::with_capacity(OUT_BUFFER, std::io::stdout());
     match snapshot.read_file(path.as_bytes(), out).await {
         // Whoever reads has seen enough.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         Err(error) => {
             let kind = error.kind();
-            Err(fault(kind, error.to_string()).with_hint(format!("holdfastctl ls {address}")))
+            Err(fault(kind, error.to_string()).with_hint(format!("holdfastctl ls {}", address.source)))
         }
         Ok(_) => Ok(()),
     }

@@ -15,11 +15,9 @@ use std::sync::Arc;
 const CONNECTIONS: usize = 4;
 
 /// Opens the snapshot that an address means.
-pub(super) async fn open_address(cluster: &Cluster, text: &str) -> Result<(SnapshotRow, Snapshot)> {
-    let address: Address = text.parse()?;
-    let row = cluster.resolve(&address).await?;
-    let snapshot = Opener::new(cluster).await?.open(&row).await?;
-    Ok((row, snapshot))
+pub(super) async fn open_address(cluster: &Cluster, address: &Address) -> Result<Snapshot> {
+    let row = cluster.resolve(address).await?;
+    Opener::new(cluster).await?.open(&row).await
 }
 
 /// Opens any number of snapshots over the same connections.

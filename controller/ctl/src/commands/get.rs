@@ -25,7 +25,10 @@ pub(super) async fn get(cluster: &Cluster, args: &GetArgs) -> Result<()> {
     };
     let mut shown = query.show(cluster, args.kind, args.output).await?;
     output::print(&shown)?;
-    while args.watch {
+    if !args.watch {
+        return Ok(());
+    }
+    loop {
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Err(fault(ErrorKind::Interrupted, "stopped watching")),
             () = tokio::time::sleep(WATCH_INTERVAL) => {}
@@ -47,7 +50,6 @@ pub(super) async fn get(cluster: &Cluster, args: &GetArgs) -> Result<()> {
             shown = now;
         }
     }
-    Ok(())
 }
 
 pub(super) async fn describe(cluster: &Cluster, args: &DescribeArgs) -> Result<()> {

@@ -53,11 +53,11 @@ struct Failed {
     reason: String,
 }
 
-pub(super) async fn run(cluster: &Cluster, args: &RestoreArgs) -> Result<()> {
+pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs) -> Result<()> {
     if let Some(agent) = &args.agent {
-        return on_agent(cluster, args, agent).await;
+        return on_agent(cluster, address, args, agent).await;
     }
-    let (_, snapshot) = data::open_address(cluster, &args.source).await?;
+    let snapshot = data::open_address(cluster, address).await?;
     let plan = Plan {
         to: &args.to,
         paths: &args.paths,
@@ -160,7 +160,7 @@ fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -
 }
 
 /// Has an agent restore onto its host, and waits for it.
-async fn on_agent(cluster: &Cluster, args: &RestoreArgs, agent: &Name) -> Result<()> {
+async fn on_agent(cluster: &Cluster, address: &Address, args: &RestoreArgs, agent: &Name) -> Result<()> {
     if args.dry_run {
         return Err(fault(
             ErrorKind::Unsupported,
@@ -180,8 +180,7 @@ async fn on_agent(cluster: &Cluster, args: &RestoreArgs, agent: &Name) -> Result
             args.to.display()
         )));
     }
-    let address: Address = args.source.parse()?;
-    let row = cluster.resolve(&address).await?;
+    let row = cluster.resolve(address).await?;
     let spec = v1::RestoreSpec {
         snapshot: bytes_of(row.id.as_bytes()),
         target: text(args.to.as_os_str())?,

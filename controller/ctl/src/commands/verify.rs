@@ -4,7 +4,7 @@
 use super::data::Opener;
 use crate::{
     cluster::Cluster,
-    error::{Result, fault, lift, lift_display},
+    error::{Result, fault, lift},
     output::{self, Format, bytes},
     progress::Ticker,
     rows::{SnapshotRow, id},
@@ -57,18 +57,15 @@ impl Report {
 
 pub(super) async fn run(
     cluster: &Cluster,
-    source: Option<&str>,
+    source: Option<&SourceRef>,
     read_data: bool,
     format: Format,
 ) -> Result<()> {
-    let source: Option<SourceRef> = source
-        .map(|text| text.parse().map_err(lift_display))
-        .transpose()?;
     let mut report = Report::default();
     if source.is_none() {
         stores(cluster, read_data, format, &mut report).await?;
     }
-    snapshots(cluster, source.as_ref(), read_data, format, &mut report).await?;
+    snapshots(cluster, source, read_data, format, &mut report).await?;
     output::print(&match format {
         Format::Json | Format::Yaml => output::value(&report, format)?,
         Format::Table | Format::Wide | Format::Name => text(&report, read_data),

@@ -1,0 +1,107 @@
+//! Jobs.
+
+use super::{Stats, id, optional_id, or_dash, source, text};
+use crate::{
+    error::Result,
+    output::{Row, short_time, time},
+};
+use holdfast_core::{JobId, SnapshotId, SourceRef};
+use holdfast_net::Fault;
+use holdfast_proto::v1;
+use serde::Serialize;
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct JobRow {
+    pub(crate) id: JobId,
+    pub(crate) kind: String,
+    pub(crate) source: SourceRef,
+    agent: String,
+    pub(crate) state: String,
+    attempt: u32,
+    pub(crate) snapshot: Option<SnapshotId>,
+    pub(crate) error: Option<String>,
+    pub(crate) error_kind: Option<String>,
+    requested_by: String,
+    created_at: Option<String>,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    pub(crate) stats: Stats,
+    #[serde(skip)]
+    created_millis: u64,
+}
+
+impl TryFrom<v1::Job> for JobRow {
+    type Error = Fault;
+    fn try_from(wire: v1::Job) -> Result<Self> {
+        let v1::Job {
+            id: raw_id,
+            kind,
+            source: raw_source,
+            agent,
+            state,
+            attempt,
+            created_at,
+            started_at,
+            finished_at,
+            error_kind,
+            error,
+            snapshot,
+            stats,
+            requested_by,
+        } = wire;
+        Ok(Self {
+            id: id(&raw_id)?,
+            kind,
+            source: source(raw_source)?,
+            agent,
+            state,
+            attempt,
+            snapshot: optional_id(&snapshot)?,
+            error: text(error),
+            error_kind: text(error_kind),
+            requested_by,
+            created_at: time(created_at),
+            started_at: time(started_at),
+            finished_at: time(finished_at),
+            stats: stats.unwrap_or_default().into(),
+            created_millis: created_at,
+        })
+    }
+}
+
+impl Row for JobRow {
+    const LIST: &'static str = "JobList";
+    const COLUMNS: &'static [&'static str] = &[
+        "ID",
+        "KIND",
+        "SOURCE",
+        "STATE",
+        "CREATED",
+        "ERROR",
+        "AGENT",
+        "ATTEMPT",
+        "SNAPSHOT",
+        "REQUESTED BY",
+    ];
+    const NARROW: usize = 6;
+
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.to_string(),
+            self.kind.clone(),
+            self.source.to_string(),
+            self.state.clone(),
+            short_time(self.created_millis),
+            or_dash(&self.error),
+            self.agent.clone(),
+            self.attempt.to_string(),
+            or_dash(&self.snapshot),
+            self.requested_by.clone(),
+        ]
+    }
+}

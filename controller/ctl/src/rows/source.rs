@@ -1,0 +1,77 @@
+//! Sources.
+
+use super::{optional_id, or_dash, source};
+use crate::{
+    error::Result,
+    output::{Row, short_time, time},
+};
+use holdfast_core::{JobId, SnapshotId, SourceRef};
+use holdfast_net::Fault;
+use holdfast_proto::v1;
+use serde::Serialize;
+
+/// A source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct SourceRow {
+    pub(crate) name: SourceRef,
+    snapshots: u64,
+    pub(crate) latest_snapshot: Option<SnapshotId>,
+    latest_at: Option<String>,
+    running_job: Option<JobId>,
+    created_at: Option<String>,
+    changed_at: Option<String>,
+    document: serde_json::Value,
+    #[serde(skip)]
+    pub(crate) document_text: String,
+    #[serde(skip)]
+    latest_millis: u64,
+}
+
+impl TryFrom<v1::Source> for SourceRow {
+    type Error = Fault;
+    fn try_from(wire: v1::Source) -> Result<Self> {
+        let v1::Source {
+            r#ref,
+            document,
+            files: _,
+            created_at,
+            changed_at,
+            latest_snapshot,
+            latest_at,
+            snapshots,
+            running_job,
+        } = wire;
+        Ok(Self {
+            name: source(r#ref)?,
+            snapshots,
+            latest_snapshot: optional_id(&latest_snapshot)?,
+            latest_at: time(latest_at),
+            running_job: optional_id(&running_job)?,
+            created_at: time(created_at),
+            changed_at: time(changed_at),
+            document: serde_json::from_str(&document).unwrap_or_default(),
+            document_text: document,
+            latest_millis: latest_at,
+        })
+    }
+}
+
+impl Row for SourceRow {
+    const LIST: &'static str = "SourceList";
+    const COLUMNS: &'static [&'static str] = &["NAME", "SNAPSHOTS", "LATEST", "RUNNING", "LATEST SNAPSHOT"];
+    const NARROW: usize = 4;
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.to_string(),
+            self.snapshots.to_string(),
+            short_time(self.latest_millis),
+            or_dash(&self.running_job),
+            or_dash(&self.latest_snapshot),
+        ]
+    }
+}
