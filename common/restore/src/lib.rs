@@ -26,6 +26,10 @@ mod progress;
 mod recover;
 mod report;
 mod source;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod verify;
 mod walk;

@@ -51,6 +51,15 @@ impl Snapshot {
         Ok(Self::new(open_root(root, &keys)?, source, keys))
     }
 
+    /// The same source under another root.
+    #[cfg(test)]
+    pub(crate) fn with_root(self, root: Root) -> Self {
+        Self {
+            root: Arc::new(root),
+            ..self
+        }
+    }
+
     /// The root.
     #[must_use]
     pub fn root(&self) -> &Root {

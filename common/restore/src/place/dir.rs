@@ -182,11 +182,10 @@ impl Dir {
 impl Drop for Dir {
     fn drop(&mut self) {
         self.target.open_dirs.fetch_sub(1, Relaxed);
-        if let Some(attributes) = self.attributes {
-            if let Err(errno) = attributes.set(self.handle.as_fd(), &self.target) {
-                let reason = format!("its owner, mode or times cannot be set: {errno}");
-                self.target.add_problem(self.path.path(), ErrorKind::Io, reason);
-            }
+        let Some(attributes) = self.attributes else { return };
+        if let Err(errno) = attributes.set(self.handle.as_fd(), &self.target) {
+            let reason = format!("its owner, mode or times cannot be set: {errno}");
+            self.target.add_problem(self.path.path(), ErrorKind::Io, reason);
         }
     }
 }

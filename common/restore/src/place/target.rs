@@ -131,10 +131,9 @@ impl Target {
     pub(super) fn note_file_system(&self, dir: BorrowedFd<'_>) {
         let Ok(stat) = fs::fstat(dir) else { return };
         let mut known = self.file_systems.lock();
-        if known.iter().all(|(device, _)| *device != stat.st_dev) && known.len() < FILE_SYSTEMS_MAX {
-            if let Ok(handle) = dir.try_clone_to_owned() {
-                known.push((stat.st_dev, handle));
-            }
+        let is_new = known.iter().all(|(device, _)| *device != stat.st_dev);
+        if is_new && known.len() < FILE_SYSTEMS_MAX {
+            known.extend(dir.try_clone_to_owned().ok().map(|handle| (stat.st_dev, handle)));
         }
     }
 

@@ -149,13 +149,13 @@ impl StoreSource {
 
     /// The blob from the first place that can be read and is not to be avoided.
     async fn fetch_one(&self, id: ChunkId, bad: &[PackId]) -> Result<Option<Fetched>> {
-        if let Some(found) = self.from_index(&self.index, id, bad).await {
+        if let Some(found) = self.read_from(&self.index, id, bad).await {
             return Ok(Some(found));
         }
-        Ok(self.from_index(self.salvaged().await, id, bad).await)
+        Ok(self.read_from(self.salvaged().await, id, bad).await)
     }
 
-    async fn from_index(&self, index: &Index, id: ChunkId, bad: &[PackId]) -> Option<Fetched> {
+    async fn read_from(&self, index: &Index, id: ChunkId, bad: &[PackId]) -> Option<Fetched> {
         for location in index.all(&id) {
             let pack = self.packs[location.pack as usize].0;
             if bad.contains(&pack) {

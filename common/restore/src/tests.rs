@@ -1,0 +1,7 @@
+//! Tests on real packs in real stores.
+
+mod damage;
+mod hostile;
+mod place;
+mod reading;
+mod recovery;
