@@ -12,6 +12,14 @@
 )]
 
 pub mod catalog;
+pub mod upkeep;
+pub mod serve;
+pub mod copies;
+pub mod config;
+pub mod session;
+pub mod jobs;
+pub mod api;
+pub mod data;
 pub mod error;
 pub mod index;
 pub mod ingest;
