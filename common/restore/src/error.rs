@@ -28,7 +28,7 @@ pub enum RestoreError {
         id: ChunkId,
     },
     /// Every copy of a chunk is damaged.
-    #[error("chunk {id} is damaged in all {} of its copies ({reason}; packs: {})", packs.len().max(1), list(packs))]
+    #[error("chunk {id} is damaged in every copy that was tried, {} of them ({reason}; packs: {})", packs.len().max(1), list(packs))]
     Damaged {
         /// The chunk.
         id: ChunkId,

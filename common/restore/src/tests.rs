@@ -5,3 +5,5 @@ mod hostile;
 mod place;
 mod reading;
 mod recovery;
+
+mod wire;

@@ -1,0 +1,261 @@
+//! Blobs over gRPC, from a peer that answers in pieces, breaks off, or lies.
+
+use crate::{BlobSource, GrpcSource, RestoreOptions, Snapshot, restore, testing::*};
+use bytes::Bytes;
+use holdfast_core::{ChunkId, ErrorKind, HasKind, PackId, SnapshotId};
+use holdfast_net::trace::TraceInterceptor;
+use holdfast_proto::v1::{self, data_service_server as server};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+use tonic::{Request, Response, Status, Streaming, service::interceptor::InterceptedService};
+
+type Answers = Pin<Box<dyn futures::Stream<Item = Result<v1::FetchResponse, Status>> + Send>>;
+
+/// Blobs by id in the order in which they are tried, and what is wrong with the peer.
+#[derive(Default)]
+struct Peer {
+    blobs: HashMap<ChunkId, Vec<(PackId, Bytes)>>,
+    calls: AtomicU32,
+    /// The first calls fail like this.
+    away: u32,
+    breaks_off: bool,
+    one_too_many: bool,
+    ignores_avoid: bool,
+}
+
+#[tonic::async_trait]
+impl server::DataService for Peer {
+    type FetchStream = Answers;
+
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Answers>, Status> {
+        let request = request.into_inner();
+        if self.calls.fetch_add(1, Ordering::SeqCst) < self.away {
+            return Err(Status::unavailable("starting"));
+        }
+        assert!(request.ids.len() <= 1024 * 32 && request.vault == VAULT.as_bytes()[..]);
+        let avoid: Vec<&[u8]> = request.avoid.chunks(64).collect();
+        let mut blobs: Vec<v1::FetchedBlob> = request
+            .ids
+            .chunks(32)
+            .map(|id| {
+                let copies = self.blobs.get(&ChunkId::try_from(id).unwrap());
+                let good = copies.into_iter().flatten().find(|(pack, _)| {
+                    self.ignores_avoid || !avoid.contains(&&[id, pack.as_bytes()].concat()[..])
+                });
+                good.map_or_else(Default::default, |(pack, blob)| v1::FetchedBlob {
+                    blob: blob.clone(),
+                    pack: Bytes::copy_from_slice(pack.as_bytes()),
+                })
+            })
+            .collect();
+        if self.breaks_off {
+            blobs.pop();
+        }
+        if self.one_too_many {
+            blobs.push(v1::FetchedBlob::default());
+        }
+        let pieces: Vec<_> = blobs
+            .chunks(7)
+            .map(|blobs| {
+                Ok(v1::FetchResponse {
+                    blobs: blobs.to_vec(),
+                })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
+    }
+
+    async fn open_session(
+        &self,
+        _: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn renew_lease(
+        &self,
+        _: Request<v1::RenewLeaseRequest>,
+    ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn query(&self, _: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn upload_pack(
+        &self,
+        _: Request<Streaming<v1::UploadFrame>>,
+    ) -> Result<Response<v1::UploadResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn commit(&self, _: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn close_session(
+        &self,
+        _: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_root(
+        &self,
+        _: Request<v1::GetRootRequest>,
+    ) -> Result<Response<v1::GetRootResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+impl Peer {
+    fn of(repo: &Repo) -> Self {
+        let mut peer = Self::default();
+        for (pack, bytes) in &repo.packs {
+            let directory = holdfast_repo::PackDirectory::verify(bytes, *pack, VAULT).unwrap();
+            for entry in directory.entries {
+                let blob = Bytes::copy_from_slice(&bytes[entry.offset as usize..][..entry.len as usize]);
+                peer.blobs.entry(entry.id).or_default().push((*pack, blob));
+            }
+        }
+        peer
+    }
+
+    /// A source that is connected to this peer, without TLS, which is not what is tested here.
+    async fn serve(self) -> (Arc<Self>, GrpcSource) {
+        let peer = Arc::new(self);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let service = server::DataServiceServer::from_arc(Arc::clone(&peer));
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
+        let mut connections = Vec::new();
+        for _ in 0..2 {
+            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+            connections.push(InterceptedService::new(
+                endpoint.connect().await.unwrap(),
+                TraceInterceptor,
+            ));
+        }
+        (peer, GrpcSource::new(connections, VAULT).unwrap())
+    }
+}
+
+fn tree() -> Item {
+    let many = (0..3000)
+        .map(|n| (format!("f{n}").into_bytes(), file(format!("content {n}"))))
+        .collect();
+    dir([
+        ("many", Item::Dir(0o755, many)),
+        ("large", file(noise(3, 9 << 20))),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_comes_over_the_wire_even_if_the_peer_starts_late() {
+    let mut repo = Repo::new();
+    let root = repo.root(SnapshotId([3; 16]), &[("/t", tree())]);
+    let (peer, source) = Peer {
+        away: 2,
+        ..Peer::of(&repo)
+    }
+    .serve()
+    .await;
+    let snapshot = Snapshot::open(&root, Arc::new(source), Arc::clone(&repo.keys)).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let report = restore(&snapshot, to.path(), RestoreOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(report.problems.listed, []);
+    assert_same(&to.path().join("t"), &tree());
+    let calls = peer.calls.load(Ordering::SeqCst);
+    assert!(calls < 40, "{calls} calls for 3000 files");
+}
+
+#[tokio::test]
+async fn bad_copies_are_avoided_and_named() {
+    let mut repo = Repo::new();
+    let id = repo.keys.data_id(b"content");
+    let root = repo.root(SnapshotId([3; 16]), &[("/t", dir([("f", file("content"))]))]);
+    for (bad, ignores_avoid) in [(1, false), (3, false), (20, false), (1, true)] {
+        let mut peer = Peer {
+            ignores_avoid,
+            ..Peer::of(&repo)
+        };
+        let copies = peer.blobs.get_mut(&id).unwrap();
+        for n in 0..bad {
+            let mut blob = copies.last().unwrap().1.to_vec();
+            blob[70 + usize::from(n) % 8] ^= 1;
+            copies.insert(0, (PackId([n; 32]), blob.into()));
+        }
+        let (peer, source) = peer.serve().await;
+        let snapshot = Snapshot::open(&root, Arc::new(source), Arc::clone(&repo.keys)).unwrap();
+        let outcome = snapshot.read_file(b"/t/f", std::io::sink()).await;
+        if bad < 8 && !ignores_avoid {
+            assert_eq!(outcome.unwrap(), 7);
+        } else {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(
+                error.to_string().contains(&PackId([bad - 1; 32]).to_string()),
+                "{error}"
+            );
+            assert!(peer.calls.load(Ordering::SeqCst) < 15);
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_that_do_not_fit_are_errors() {
+    let mut repo = Repo::new();
+    let ids: Vec<ChunkId> = (0..2500_u32).map(|n| repo.chunk(&n.to_le_bytes()).id).collect();
+    repo.root(SnapshotId([3; 16]), &[]);
+    let (_, source) = Peer::of(&repo).serve().await;
+    let mut asked = ids.clone();
+    asked[1500] = ChunkId([9; 32]);
+    let found = source.fetch(&asked).await.unwrap();
+    assert_eq!(found.len(), 2500);
+    assert!(
+        found
+            .iter()
+            .enumerate()
+            .all(|(at, blob)| blob.is_some() == (at != 1500))
+    );
+    assert_eq!(
+        found[2000].as_ref().unwrap().0,
+        Peer::of(&repo).blobs[&ids[2000]][0].1
+    );
+
+    let (_, source) = Peer {
+        one_too_many: true,
+        ..Peer::of(&repo)
+    }
+    .serve()
+    .await;
+    assert_eq!(
+        source.fetch(&ids[..10]).await.unwrap_err().kind(),
+        ErrorKind::Internal
+    );
+    let (peer, source) = Peer {
+        breaks_off: true,
+        ..Peer::of(&repo)
+    }
+    .serve()
+    .await;
+    assert_eq!(
+        source.fetch(&ids[..10]).await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
+    assert_eq!(peer.calls.load(Ordering::SeqCst), crate::bounds::FETCH_ATTEMPTS);
+}
