@@ -117,9 +117,7 @@ fn hello(state: &State, config: &Config, boot_id: u64) -> AgentHello {
             .map(|path| path.display().to_string())
             .collect(),
         boot_id,
-    };
-    AgentMessage {
-        body: Some(agent_message::Body::Hello(hello)),
+        jobs: Vec::new(),
     }
 }
 
@@ -131,8 +129,9 @@ async fn hold_stream(
     stop: &CancellationToken,
 ) -> std::result::Result<(), Fault> {
     let (outbox, messages) = mpsc::channel(OUTBOX_LEN + 1);
+    let hello = AgentHello { jobs: jobs.known(), ..hello.clone() };
     outbox
-        .try_send(hello.clone())
+        .try_send(AgentMessage { body: Some(agent_message::Body::Hello(hello)) })
         .map_err(|e| Fault::new(ErrorKind::Internal, e.to_string()))?;
     let call = AgentServiceClient::new(connection)
         .control(ReceiverStream::new(messages))

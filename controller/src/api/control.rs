@@ -52,7 +52,9 @@ impl Control {
         if key_object.is_empty() || key_object.len() > limits::KEY_OBJECT_MAX {
             return Err(invalid("the key object is empty or too long"));
         }
-        let command = Command::PutVault { vault: id(&vault)?, name: name_of(&name)?, key_object: key_object.into() };
+        let vault = id(&vault)?;
+        self.maintenance.keep_key_object(vault, &key_object).await?;
+        let command = Command::PutVault { vault, name: name_of(&name)?, key_object: key_object.into() };
         self.catalog.propose(actor, request_id_of(&request_id)?, command).await?;
         Ok(v1::PutVaultResponse {})
     }

@@ -1,8 +1,9 @@
 //! What operators ask of the stores: their state, collection of garbage, verification.
 
 use crate::{catalog::Actor, error::Result};
+use bytes::Bytes;
 use futures::stream::BoxStream;
-use holdfast_core::RequestId;
+use holdfast_core::{RequestId, VaultId};
 use holdfast_proto::v1;
 
 /// The stores and what keeps them in order.
@@ -10,6 +11,12 @@ use holdfast_proto::v1;
 pub trait Maintenance: Send + Sync {
     /// Every store and its free space.
     async fn stores(&self) -> Vec<v1::StoreStatus>;
+    /// Keeps a vault's key object at every store, durably, before the catalog knows it: a key is used
+    /// only once it can be recovered.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    async fn keep_key_object(&self, vault: VaultId, object: &Bytes) -> Result<()>;
     /// Collects garbage, or says what it would do.
     ///
     /// # Errors

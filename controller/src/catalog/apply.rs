@@ -212,10 +212,14 @@ fn run<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
     }
 }
 
-/// Whether what this actor does is written into the audit trail.
-fn is_audited(proposal: &Proposal) -> bool {
-    matches!(proposal.actor, Actor::Admin(_))
-        || matches!(proposal.command, Command::UseToken { .. } | Command::Init { .. })
+/// Whether this is written into the audit trail: what operators do or try, and hosts that join. Not the tries
+/// of strangers with tokens that are not valid: they could fill the trail.
+fn is_audited(proposal: &Proposal, reply: &Reply) -> bool {
+    match (&proposal.actor, &proposal.command) {
+        (Actor::Admin(_), _) | (_, Command::Init { .. }) => true,
+        (_, Command::UseToken { .. }) => !matches!(reply, Reply::Refused(_)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -91,10 +91,16 @@ impl Catalog {
         let written = tokio::time::timeout(PROPOSE_TIMEOUT, self.raft.client_write(proposal))
             .await
             .map_err(|_| {
-                Error::refused(
-                    ErrorKind::NoQuorum,
-                    "too few controllers answered in time; try again",
-                )
+                if self.log.is_disk_full() {
+                    let text =
+                        "the disk of the controller's Raft log is full; free space there and try again";
+                    Error::refused(ErrorKind::NoSpace, text)
+                } else {
+                    Error::refused(
+                        ErrorKind::NoQuorum,
+                        "too few controllers answered in time; try again",
+                    )
+                }
             })?
             .map_err(|e| match e {
                 RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => Error::Unavailable(

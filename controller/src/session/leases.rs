@@ -60,6 +60,11 @@ impl Leases {
         ))
     }
 
+    /// Forgets a session that is over.
+    pub fn forget(&self, session: SessionId) {
+        self.ends.lock().remove(&session);
+    }
+
     /// Of the sessions that are open, those whose leases ended. Forgets all others that are not open.
     fn ended(&self, open: Vec<Session>) -> Vec<Session> {
         let known: Vec<SessionId> = open.iter().map(|session| session.id).collect();

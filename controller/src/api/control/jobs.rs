@@ -12,6 +12,10 @@ use crate::{
 use futures::{StreamExt as _, stream::BoxStream};
 use holdfast_core::{ErrorKind, JobId};
 use holdfast_proto::v1;
+use std::time::Duration;
+
+/// A watcher hears of its job at least this often, even while nothing changes.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
 impl Control {
     pub(super) async fn run_backup(
@@ -130,6 +134,10 @@ impl Watch {
                 }
             }
             let stopped = tokio::select! {
+                () = tokio::time::sleep(SIGN_OF_LIFE) => {
+                    self.last = None;
+                    false
+                }
                 changed = self.applied.changed() => changed.is_err(),
                 changed = self.progress.changed() => changed.is_err(),
             };

@@ -27,7 +27,7 @@ pub(super) fn record<R: Read>(
     proposal: &Proposal,
     reply: &Reply,
 ) -> Result<()> {
-    if !is_audited(proposal) {
+    if !is_audited(proposal, reply) {
         return Ok(());
     }
     let head: Head = txn.record(&[keys::AUDIT_HEAD])?.unwrap_or_default();
