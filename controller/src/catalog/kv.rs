@@ -12,6 +12,9 @@ const SCAN_PAGE: usize = 1000;
 /// A key and its value.
 pub type Row = (Vec<u8>, Vec<u8>);
 
+/// New values of keys; none = the key goes.
+pub type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
 /// Something that records can be read from.
 pub trait Read {
     /// The value of `key`.
@@ -145,9 +148,9 @@ fn record_words(key: &[u8], value: &[u8]) -> [u64; 4] {
 /// Changes over something readable, kept apart until they are written together.
 pub struct Txn<'a, R: Read> {
     base: &'a R,
-    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    changes: Changes,
     // Set while a command runs: what it changed goes away again when it is refused.
-    savepoint: Option<BTreeMap<Vec<u8>, Option<Vec<u8>>>>,
+    savepoint: Option<Changes>,
 }
 
 impl<'a, R: Read> Txn<'a, R> {
@@ -197,7 +200,7 @@ impl<'a, R: Read> Txn<'a, R> {
     }
 
     /// The changes, and the hash of the state after them, given the one before.
-    pub fn finish(self, mut hash: CatalogHash) -> Result<(BTreeMap<Vec<u8>, Option<Vec<u8>>>, CatalogHash)> {
+    pub fn finish(self, mut hash: CatalogHash) -> Result<(Changes, CatalogHash)> {
         let mut changes = self.changes;
         if let Some(inner) = self.savepoint {
             changes.extend(inner);
@@ -284,7 +287,7 @@ impl Read for MemoryKv {
 
 impl MemoryKv {
     /// Writes changes.
-    pub fn write(&mut self, changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>) {
+    pub fn write(&mut self, changes: Changes) {
         for (key, value) in changes {
             match value {
                 Some(value) => self.0.insert(key, value),

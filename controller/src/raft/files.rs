@@ -16,6 +16,10 @@ pub fn create_dir(dir: &Path) -> Result<()> {
     parent(dir).map_or(Ok(()), sync_dir)
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the directory is synced right behind it"
+)]
 /// Renames within one file system, durably.
 pub fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("rename", from, e))?;

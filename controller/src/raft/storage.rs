@@ -374,6 +374,10 @@ impl Writer {
         }
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the log's own thread, and nothing can go on without space"
+    )]
     /// Does it; waits while the disk is full; stops the process on any other failure.
     fn until_space(&self, mut write: impl FnMut(&mut Log) -> Result<()>) {
         loop {

@@ -7,8 +7,7 @@ use crate::{
 };
 use holdfast_core::ClusterId;
 use openraft::{
-    CommittedLeaderId, RaftSnapshotBuilder as _,
-    storage::RaftStateMachine as _,
+    CommittedLeaderId,
     testing::{StoreBuilder, Suite},
 };
 use tempfile::TempDir;
