@@ -1,7 +1,7 @@
 //! From ids to checked content: fetch, open, and on damage look for another copy.
 
 use crate::{BlobSource, Fetched, RestoreError, Result, bounds::COPIES_TRIED};
-use holdfast_core::{ChunkId, ErrorKind, HasKind as _, limits::IDS_PER_QUERY};
+use holdfast_core::{ChunkId, ErrorKind, HasKind as _, PackId, limits::IDS_PER_QUERY};
 use holdfast_repo::{BlobHeader, ChunkRef, Kind, Node, Opener, RepoError, VaultKeys};
 use std::{
     collections::{HashMap, HashSet},
@@ -101,14 +101,7 @@ impl BlobOpener {
         loop {
             let Some((blob, pack)) = fetched else {
                 raw.clear();
-                return Err(match last {
-                    Some(reason) => RestoreError::Damaged {
-                        id,
-                        packs: bad,
-                        reason,
-                    },
-                    None => RestoreError::Missing { id },
-                });
+                return Err(last.map_or(RestoreError::Missing { id }, |reason| given_up(id, bad, reason)));
             };
             let error = match self.opener.open(id, &blob, raw) {
                 Ok(header) => return Ok(header),
@@ -125,11 +118,7 @@ impl BlobOpener {
             let known = pack.is_none_or(|pack| bad.contains(&pack));
             bad.extend(pack.filter(|_| !known));
             if known || bad.len() >= COPIES_TRIED {
-                return Err(RestoreError::Damaged {
-                    id,
-                    packs: bad,
-                    reason: error,
-                });
+                return Err(given_up(id, bad, error));
             }
             tracing::warn!(chunk = %id, %error, pack = ?pack, "a copy of a blob is bad; another one is tried");
             last = Some(error);
@@ -172,5 +161,14 @@ impl BlobOpener {
             .and_then(|header| Ok(Node::decode(header.kind, &header.links, &raw)?));
         self.raw = raw;
         outcome
+    }
+}
+
+/// What to say when no copy opens: a key that is missing is not damage, and is the same for all copies.
+fn given_up(id: ChunkId, packs: Vec<PackId>, reason: RepoError) -> RestoreError {
+    if reason.kind() == ErrorKind::Corrupt {
+        RestoreError::Damaged { id, packs, reason }
+    } else {
+        reason.into()
     }
 }
