@@ -12,6 +12,8 @@ pub mod links;
 pub mod read;
 mod wire;
 
+pub(crate) use commit::root_object;
+
 use crate::{
     catalog::{Actor, Command, Queries, Reply},
     error::{Error, Result},

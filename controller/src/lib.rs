@@ -13,6 +13,7 @@
 
 pub mod catalog;
 pub mod upkeep;
+pub mod verify;
 pub mod serve;
 pub mod copies;
 pub mod config;
@@ -21,6 +22,8 @@ pub mod jobs;
 pub mod api;
 pub mod data;
 pub mod error;
+pub mod gauges;
+pub mod gc;
 pub mod index;
 pub mod ingest;
 pub mod raft;

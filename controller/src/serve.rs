@@ -14,6 +14,8 @@ use crate::{
     copies::keep_copies,
     data::{Data, DataParts},
     error::{Error, Result},
+    gauges,
+    gc::Gc,
     index::{ChunkIndex, IndexOptions, sync},
     ingest::Ingest,
     jobs::{Hub, dispatch, lose_jobs_without_agent},
@@ -83,7 +85,7 @@ async fn serve(config: &Config, stop: CancellationToken) -> Result<()> {
     let tls = ServerTls { identity: identity.tls.clone(), root: identity.root().clone() };
     let listen = with_port(&config.node.listen).map_err(lift)?;
     let server = Server::bind(&listen, &tls, authorizer(&catalog)).await.map_err(lift)?;
-    let (routes, tasks) = assemble(config, &catalog, &clock, identity, &stop).await?;
+    let (routes, tasks) = assemble(config, &catalog, &clock, identity, &metrics, &stop).await?;
     let revoked = tokio::spawn(cut_revoked(catalog.clone(), server.handle(), stop.clone()));
     tracing::info!(%listen, node = config.node.id, "the controller serves");
     notify::ready();
@@ -107,6 +109,7 @@ async fn assemble(
     catalog: &Catalog,
     clock: &Arc<dyn Clock>,
     identity: ControllerIdentity,
+    metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<(Routes, Vec<tokio::task::JoinHandle<()>>)> {
     let store_config = config.store.first().ok_or_else(|| {
@@ -122,6 +125,7 @@ async fn assemble(
     let ingest = Arc::new(Ingest::new(Arc::clone(&store), Arc::clone(&index), catalog, reserve));
     let leases = Leases::new(Arc::clone(clock));
     let hub = Hub::new(Arc::clone(clock));
+    gauges::register(metrics, catalog.clone(), hub.clone());
     let data = Data::new(DataParts {
         catalog: catalog.clone(),
         leases: leases.clone(),
@@ -129,7 +133,10 @@ async fn assemble(
         index: Arc::clone(&index),
         ingest: Arc::clone(&ingest),
     });
-    let upkeep = Upkeep { catalog: catalog.clone(), store: Arc::clone(&store), index, ingest };
+    let gc = Gc::new(catalog.clone(), Arc::clone(&store), Arc::clone(&index));
+    // Backups are refused until a collection that a crash broke off has ended.
+    gc.resume().await?;
+    let upkeep = Upkeep { catalog: catalog.clone(), store: Arc::clone(&store), index, gc, ingest };
     let node = (config.node.id, config.address().to_owned());
     let control = Control::new(catalog.clone(), hub.clone(), Arc::new(upkeep), node);
     let agents = Agents {

@@ -4,9 +4,11 @@ use crate::{
     api::maintenance::Maintenance,
     catalog::{Actor, Queries as _},
     error::{Error, Result},
+    gc::{Gc, GcOptions},
     index::ChunkIndex,
     ingest::Ingest,
     raft::Catalog,
+    verify::Verify,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -26,6 +28,8 @@ pub struct Upkeep {
     pub store: Arc<dyn Store>,
     /// Its index.
     pub index: Arc<ChunkIndex>,
+    /// Collects garbage.
+    pub gc: Gc,
     /// Knows the reserve.
     pub ingest: Arc<Ingest>,
 }
@@ -57,15 +61,28 @@ impl Maintenance for Upkeep {
         Err(Error::refused(ErrorKind::Conflict, format!("vault {vault} has key objects at the store that the catalog does not know")))
     }
 
-    async fn gc(&self, actor: Actor, request: Option<RequestId>, options: &v1::GcRequest) -> Result<v1::GcResponse> {
-        let _ = (actor, request, options);
-        Err(Error::refused(ErrorKind::Unsupported, "garbage collection is not served by this build"))
+    /// A retry runs once more, which finds nothing left to do: the request's id is not needed.
+    async fn gc(&self, actor: Actor, _request: Option<RequestId>, options: &v1::GcRequest) -> Result<v1::GcResponse> {
+        let options = GcOptions { dry_run: options.dry_run, ignore_undo: options.ignore_undo_period };
+        let report = self.gc.run(actor, options).await?;
+        Ok(v1::GcResponse {
+            snapshots_forgotten: report.snapshots_forgotten,
+            packs_kept: report.packs_kept,
+            packs_deleted: report.packs_deleted,
+            packs_rewritten: report.packs_rewritten,
+            bytes_freed: report.bytes_freed,
+            chunks_live: report.chunks_live,
+            chunks_dead: report.chunks_dead,
+        })
     }
 
     fn verify(&self, read_data: bool) -> BoxStream<'static, Result<v1::VerifyStoresResponse>> {
-        let _ = read_data;
-        let error = Error::refused(ErrorKind::Unsupported, "verification is not served by this build");
-        Box::pin(futures::stream::iter([Err(error)]))
+        let verify = Verify {
+            catalog: self.catalog.clone(),
+            store: Arc::clone(&self.store),
+            index: Arc::clone(&self.index),
+        };
+        verify.run(read_data)
     }
 }
 

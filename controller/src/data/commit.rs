@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use std::{collections::HashSet, sync::Arc};
 
 /// A snapshot's root object, checked against the catalog.
-pub(super) async fn root_object(store: &dyn Store, snapshot: &Snapshot) -> Result<Bytes> {
+pub(crate) async fn root_object(store: &dyn Store, snapshot: &Snapshot) -> Result<Bytes> {
     let name = ObjectName::root(&snapshot.vault, &snapshot.id);
     let bytes = store.get(&name, limits::ROOT_MAX).await?;
     if Root::hash(&bytes) != snapshot.root_hash {

@@ -37,7 +37,7 @@ pub struct SyncReport {
 /// Those of the catalog, the index, and a store that is away. A single pack that cannot be read is reported instead.
 pub async fn sync(index: &Arc<ChunkIndex>, view: &CatalogView, store: &dyn Store) -> Result<SyncReport> {
     let mut report = SyncReport::default();
-    drop_gone(index, view, &mut report).await?;
+    report.dropped = drop_gone(index, view).await?;
     let mut after: Option<Vec<u8>> = None;
     let mut ready: Vec<IndexedPack> = Vec::new();
     loop {
@@ -87,13 +87,20 @@ async fn add(index: &Arc<ChunkIndex>, packs: Vec<IndexedPack>) -> Result<u64> {
     Ok(count)
 }
 
-async fn drop_gone(index: &Arc<ChunkIndex>, view: &CatalogView, report: &mut SyncReport) -> Result<()> {
+/// Removes from the index what the catalog does not know (any more); returns how many packs that were.
+///
+/// # Errors
+/// Those of the catalog and the index.
+pub async fn drop_gone(index: &Arc<ChunkIndex>, view: &CatalogView) -> Result<u64> {
     let mut after = None;
+    let mut dropped = 0;
     loop {
         let packs = index
             .blocking(move |index| index.packs(after, limits::LIST_PAGE))
             .await?;
-        let Some(last) = packs.last() else { return Ok(()) };
+        let Some(last) = packs.last() else {
+            return Ok(dropped);
+        };
         after = Some(*last);
         let mut gone = Vec::new();
         for pack in packs {
@@ -101,7 +108,7 @@ async fn drop_gone(index: &Arc<ChunkIndex>, view: &CatalogView, report: &mut Syn
                 gone.push(pack);
             }
         }
-        report.dropped += gone.len() as u64;
+        dropped += gone.len() as u64;
         if !gone.is_empty() {
             index.blocking(move |index| index.remove(&gone)).await?;
         }
