@@ -28,6 +28,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// A stream whose first message does not come is ended.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Says no more than the catalog does of a token that was used or ended.
+const NOT_VALID: &str = crate::catalog::apply::TOKEN_NOT_VALID;
 /// Longest text that an agent may say of itself, and most paths.
 const TEXT_MAX: usize = 256;
 const ALLOW_MAX: usize = 256;
@@ -90,8 +92,13 @@ impl Agents {
         // A request that cannot be certified must not use the token up.
         let probe = Identity { cluster: meta.cluster, role: Role::Agent, name: name.clone(), incarnation: 1 };
         self.certify(&probe, &csr_der)?;
+        let auth_hash = hash_join_auth(&join_auth);
+        if self.catalog.read().await?.token(&auth_hash)?.is_none() {
+            // Anyone may call this: what is no token at all must not cost an entry and a sync.
+            return Err(Error::refused(ErrorKind::Unauthenticated, NOT_VALID));
+        }
         let command = Command::UseToken {
-            auth_hash: hash_join_auth(&join_auth),
+            auth_hash,
             name: name.clone(),
             version: version.chars().take(TEXT_MAX).collect(),
         };

@@ -21,6 +21,10 @@ use super::{
 use crate::error::{Error, Result};
 use holdfast_core::{ErrorKind, UnixMillis};
 
+/// What is said of a token that cannot be used, whatever the reason.
+pub const TOKEN_NOT_VALID: &str =
+    "the token is not valid (unknown, used, or expired); create another: holdfastctl token create";
+
 /// What a command sees and changes.
 struct Context<'t, 'b, R: Read> {
     txn: &'t mut Txn<'b, R>,

@@ -164,6 +164,13 @@ impl Catalog {
         self.time.now()
     }
 
+    /// Milliseconds by which the wall clock is ahead of (positive) or behind catalog time, which does not follow
+    /// its steps.
+    #[must_use]
+    pub fn wall_offset_millis(&self) -> i64 {
+        self.time.wall_offset_millis()
+    }
+
     /// Leader and term as this node knows them; none while there is no leader.
     #[must_use]
     pub fn leader(&self) -> Option<(u64, u64)> {

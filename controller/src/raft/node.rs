@@ -39,7 +39,7 @@ pub struct Node {
     catalog: Catalog,
     log: LogStore,
     machine: Machine,
-    snapshots: tokio::task::JoinHandle<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
 }
 
 impl Node {
@@ -107,10 +107,11 @@ impl Node {
             catalog,
             log,
             machine,
-            snapshots,
+            tasks: [snapshots, tokio::spawn(stop_when_broken(raft.clone()))],
         };
         if let Some(meta) = seed {
             node.found(&raft, meta).await?;
+            node.end_abandoned_gc().await?;
         }
         Ok(node)
     }
@@ -129,6 +130,19 @@ impl Node {
                 .await
                 .map(|_| ()),
         }
+    }
+
+    /// Whoever ran a garbage collection ran in the process before this one: it is over, and backups go on.
+    async fn end_abandoned_gc(&self) -> Result<()> {
+        let Some(run) = self.catalog.view().gc_run()? else {
+            return Ok(());
+        };
+        tracing::warn!(
+            began = run.started_at,
+            "a garbage collection was cut off; what it did not delete stays until the next"
+        );
+        let end = Command::GcEnd { fence: run.fence };
+        self.catalog.propose(Actor::System, None, end).await.map(|_| ())
     }
 
     /// The handle for everything else.
@@ -151,7 +165,7 @@ impl Node {
 
     /// Stops the node; everything acknowledged is on disk already.
     pub async fn shutdown(self) {
-        self.snapshots.abort();
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         if let Err(e) = self.catalog.raft().shutdown().await {
             tracing::warn!(error = %e, "the Raft node did not stop in order");
         }
@@ -189,6 +203,21 @@ async fn build_snapshots(
         }
         since = written;
         carried = 0;
+    }
+}
+
+/// A node whose storage failed can do nothing right any more; a new process checks and mends what is on disk.
+async fn stop_when_broken(raft: Raft) {
+    let mut metrics = raft.metrics();
+    let broken = metrics
+        .wait_for(|metrics| matches!(&metrics.running_state, Err(e) if *e != openraft::error::Fatal::Stopped))
+        .await
+        .map(|metrics| format!("{:?}", metrics.running_state));
+    // An error here only says that the node was shut down.
+    if let Ok(state) = broken {
+        tracing::error!(%state, "the Raft node is broken; the process stops");
+        eprintln!("holdfast-controller: the Raft node is broken, the process stops: {state}");
+        std::process::abort();
     }
 }
 

@@ -12,6 +12,9 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Most warnings in one answer; more than fit a screen help nobody.
 const WARNINGS_MAX: usize = 50;
 
+/// A wall clock that is further from catalog time than this has stepped.
+const CLOCK_OFFSET_MAX_MS: u64 = 60_000;
+
 #[derive(Default)]
 struct Counts {
     agents: u64,
@@ -40,6 +43,13 @@ impl Control {
         }
         if stores.is_empty() {
             warnings.push("no store is configured: add [[store]] to controller.toml".into());
+        }
+        let offset = self.catalog.wall_offset_millis();
+        if offset.unsigned_abs() > CLOCK_OFFSET_MAX_MS {
+            warnings.push(format!(
+                "the clock of this node stepped by {} s since the controller started; check it, then restart the controller",
+                offset / 1000
+            ));
         }
         warnings.truncate(WARNINGS_MAX);
         let meta = view.meta()?;

@@ -210,8 +210,7 @@ pub(super) fn use_token<R: Read>(
     version: &str,
 ) -> Outcome {
     // One text for all that is wrong with a token: a stranger learns nothing from it.
-    let not_valid =
-        "the token is not valid (unknown, used, or expired); create another: holdfastctl token create";
+    let not_valid = super::TOKEN_NOT_VALID;
     let Some(mut token) = cx.txn.token(auth_hash)? else {
         return refuse(ErrorKind::Unauthenticated, not_valid);
     };

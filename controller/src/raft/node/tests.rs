@@ -180,3 +180,33 @@ async fn refusals_come_back_as_errors_and_waiters_see_applied_entries() {
     assert_eq!(node.catalog().read().await.unwrap().vaults().unwrap().len(), 51);
     node.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_garbage_collection_that_was_cut_off_does_not_stop_backups() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), SNAPSHOT_LOG_BYTES, 0).await;
+    let begun = node
+        .catalog()
+        .propose(alice(), None, Command::GcBegin)
+        .await
+        .unwrap();
+    let Reply::Gc { fence } = begun else {
+        panic!("{begun:?}")
+    };
+    node.shutdown().await;
+    let node = start(dir.path(), SNAPSHOT_LOG_BYTES, 0).await;
+    assert!(node.catalog().view().gc_run().unwrap().is_none());
+    let late = Command::GcDelete {
+        fence,
+        packs: Vec::new(),
+    };
+    assert_eq!(
+        node.catalog()
+            .propose(alice(), None, late)
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Fenced
+    );
+    node.shutdown().await;
+}
