@@ -55,7 +55,7 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
         metrics.serve(listen, stop.clone()).await?;
     }
     let tls = ClientTls::new(&state.tls()?, &state.root)?;
-    let jobs = Jobs::new(Arc::clone(&state), Arc::clone(&config), tls.clone());
+    let jobs = Jobs::new(Arc::clone(&state), Arc::clone(&config), tls.clone(), &metrics);
     // Distinguishes a restart from a reconnect.
     let hello = hello(&state, &config, u64::from(std::process::id()) ^ boot_nanos());
     notify::ready();
@@ -129,9 +129,14 @@ async fn hold_stream(
     stop: &CancellationToken,
 ) -> std::result::Result<(), Fault> {
     let (outbox, messages) = mpsc::channel(OUTBOX_LEN + 1);
-    let hello = AgentHello { jobs: jobs.known(), ..hello.clone() };
+    let hello = AgentHello {
+        jobs: jobs.known(),
+        ..hello.clone()
+    };
     outbox
-        .try_send(AgentMessage { body: Some(agent_message::Body::Hello(hello)) })
+        .try_send(AgentMessage {
+            body: Some(agent_message::Body::Hello(hello)),
+        })
         .map_err(|e| Fault::new(ErrorKind::Internal, e.to_string()))?;
     let call = AgentServiceClient::new(connection)
         .control(ReceiverStream::new(messages))

@@ -9,11 +9,15 @@ use crate::{
     state::State,
 };
 use holdfast_core::{ErrorKind, HasKind as _, JobId, SourceRef, limits};
-use holdfast_net::client::{ClientTls, ConnectOptions, Connection, connect_pool};
+use holdfast_net::{
+    client::{ClientTls, ConnectOptions, Connection, connect_pool},
+    metrics::Metrics,
+};
 use holdfast_proto::v1::{
     AgentMessage, JobOffer, JobProgress, JobResult, JobUpdate, agent_message, job_offer, job_update,
 };
 use parking_lot::Mutex;
+use prometheus_client::metrics::{counter::Counter, family::Family};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -127,17 +131,31 @@ pub struct Jobs {
     config: Arc<Config>,
     tls: ClientTls,
     table: Arc<Mutex<Table>>,
+    /// Jobs by how they ended.
+    ended: Family<Vec<(&'static str, String)>, Counter>,
+    bytes_sent: Counter,
 }
 
 impl Jobs {
     /// No jobs yet.
     #[must_use]
-    pub fn new(state: Arc<State>, config: Arc<Config>, tls: ClientTls) -> Self {
+    pub fn new(state: Arc<State>, config: Arc<Config>, tls: ClientTls, metrics: &Metrics) -> Self {
+        let (ended, bytes_sent) = (Family::default(), Counter::default());
+        metrics.register(|registry| {
+            registry.register("agent_jobs_ended", "Jobs by how they ended", ended.clone());
+            registry.register(
+                "agent_bytes_sent",
+                "Bytes of packs sent and acknowledged",
+                bytes_sent.clone(),
+            );
+        });
         Self {
             state,
             config,
             tls,
             table: Arc::default(),
+            ended,
+            bytes_sent,
         }
     }
 
@@ -248,6 +266,10 @@ impl Jobs {
         }
         .instrument(span)
         .await;
+        self.ended
+            .get_or_create(&vec![("state", result.state.clone())])
+            .inc();
+        self.bytes_sent.inc_by(context.stats.progress().sent);
         let message = update(context.job, context.attempt, job_update::What::Result(result));
         let mut table = self.table.lock();
         table.running.remove(&context.job);

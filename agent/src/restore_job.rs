@@ -22,7 +22,12 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// # Errors
 /// `NotAllowed` outside the allowed targets; otherwise what the restore said.
 pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> {
-    let RestoreSpec { snapshot, target, paths, in_place } = spec;
+    let RestoreSpec {
+        snapshot,
+        target,
+        paths,
+        in_place,
+    } = spec;
     context.set_phase(Phase::Restore);
     let target = allowed_target(Path::new(target), &context.config.restore_targets)?;
     let id = SnapshotId::try_from(&snapshot[..]).map_err(|error| AgentError::Invalid(error.to_string()))?;
@@ -31,7 +36,9 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
     let source = GrpcSource::new(connections, context.state.membership.vault).map_err(lift)?;
     let opened = Snapshot::open(&root, Arc::new(source), Arc::clone(&context.state.keys)).map_err(lift)?;
     if opened.root().clear.snapshot != id {
-        return Err(AgentError::Invalid("the controllers gave the root of another snapshot".into()));
+        return Err(AgentError::Invalid(
+            "the controllers gave the root of another snapshot".into(),
+        ));
     }
     let progress = Arc::new(Progress::default());
     let options = RestoreOptions {
@@ -67,7 +74,11 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
     });
     Ok(JobResult {
         state: if partial { "partial" } else { "succeeded" }.into(),
-        error_kind: if partial { holdfast_core::ErrorKind::Partial.as_str().into() } else { String::new() },
+        error_kind: if partial {
+            holdfast_core::ErrorKind::Partial.as_str().into()
+        } else {
+            String::new()
+        },
         error: error.unwrap_or_default(),
         snapshot: snapshot.clone(),
         stats: Some(stats),
@@ -89,12 +100,22 @@ async fn follow(context: &JobContext, progress: &Progress) -> std::convert::Infa
 fn allowed_target(target: &Path, allowed: &[PathBuf]) -> Result<PathBuf> {
     let plain = target.is_absolute() && !target.components().any(|part| part == Component::ParentDir);
     if !plain {
-        return Err(AgentError::Invalid(format!("target {}: write an absolute path without '..'", target.display())));
+        return Err(AgentError::Invalid(format!(
+            "target {}: write an absolute path without '..'",
+            target.display()
+        )));
     }
     // What does not exist yet cannot be a link: resolve the part that does.
-    let existing = target.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
-    let real = existing.canonicalize().map_err(AgentError::io("resolve", existing))?;
-    let real = target.strip_prefix(existing).map_or(real.clone(), |rest| real.join(rest));
+    let existing = target
+        .ancestors()
+        .find(|path| path.symlink_metadata().is_ok())
+        .unwrap_or(Path::new("/"));
+    let real = existing
+        .canonicalize()
+        .map_err(AgentError::io("resolve", existing))?;
+    let real = target
+        .strip_prefix(existing)
+        .map_or(real.clone(), |rest| real.join(rest));
     let is_inside = allowed.iter().any(|allowed| match allowed.canonicalize() {
         Ok(allowed) => real.starts_with(allowed),
         Err(_) => real.starts_with(allowed),
@@ -126,7 +147,12 @@ mod tests {
         let allowed = [inside.clone()];
         assert!(allowed_target(&inside, &allowed).is_ok());
         assert!(allowed_target(&inside.join("new/deeper"), &allowed).is_ok());
-        for bad in [outside.clone(), inside.join("link/x"), inside.join("../out"), PathBuf::from("in/x")] {
+        for bad in [
+            outside.clone(),
+            inside.join("link/x"),
+            inside.join("../out"),
+            PathBuf::from("in/x"),
+        ] {
             assert!(allowed_target(&bad, &allowed).is_err(), "{bad:?}");
         }
         assert!(allowed_target(&inside, &[]).is_err());

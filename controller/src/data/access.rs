@@ -31,10 +31,6 @@ pub(super) enum Reader {
     Admin,
 }
 
-#[expect(
-    clippy::result_large_err,
-    reason = "tonic's handlers return its Status by value"
-)]
 pub(super) fn agent<T>(request: &tonic::Request<T>) -> Result<Agent, Status> {
     let identity = PeerIdentity::of(request)?;
     if identity.role != Role::Agent {
@@ -50,10 +46,6 @@ pub(super) fn agent<T>(request: &tonic::Request<T>) -> Result<Agent, Status> {
     })
 }
 
-#[expect(
-    clippy::result_large_err,
-    reason = "tonic's handlers return its Status by value"
-)]
 pub(super) fn reader<T>(request: &tonic::Request<T>) -> Result<Reader, Status> {
     match PeerIdentity::of(request)?.role {
         Role::Admin => Ok(Reader::Admin),

@@ -104,9 +104,7 @@ impl Walk<'_> {
     async fn children(&mut self, links: &[Link]) -> Result<Vec<ChunkId>> {
         let mut asked: Vec<Link> = Vec::with_capacity(links.len());
         for link in links {
-            if !link.is_node {
-                asked.push(*link);
-            } else if self.seen.insert(half(&link.id)) {
+            if !link.is_node || self.seen.insert(half(&link.id)) {
                 asked.push(*link);
             } else {
                 self.shared.insert(half(&link.id));
