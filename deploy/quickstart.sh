@@ -235,8 +235,9 @@ newest() { ctl get snapshots "local/$1" -o name | head -n 1; }
 make_scratch() {
     rm -rf "$base/scratch" "$base/scratch-before"
     mkdir -p "$base/scratch"
-    (cd "$1" && find . -xdev -type f -readable -size -2048k -printf '%s %p\0' | head -z -n "$SCRATCH_FILES" |
-        awk -v RS='\0' -v ORS='\0' -v max="$SCRATCH_BYTES" '{ sum += $1; sub(/^[0-9]+ /, ""); if (sum < max) print }' |
+    (cd "$1" && find . -xdev -type f -readable -size -2048k -printf '%s %p\0' |
+        awk -v RS='\0' -v ORS='\0' -v most="$SCRATCH_FILES" -v max="$SCRATCH_BYTES" \
+            'NR <= most { sum += $1; sub(/^[0-9]+ /, ""); if (sum < max) print }' |
         tar --null -T - -cf -) | tar -C "$base/scratch" -xf -
     [ -n "$(ls -A "$base/scratch")" ] || echo "an empty directory was given" >"$base/scratch/first"
 }

@@ -19,7 +19,7 @@ use holdfast_proto::v1::{
 use parking_lot::Mutex;
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -120,6 +120,10 @@ struct Table {
     /// Offers that we accepted and that were not started or dropped yet.
     accepted: BTreeMap<(JobId, u32), JobOffer>,
     running: BTreeMap<JobId, Arc<AtomicBool>>,
+    /// Jobs that someone asked to stop, as opposed to those that lost their lease.
+    cancelled: BTreeSet<JobId>,
+    /// The agent ends: what runs is given up without a word, and the controllers hand it out again.
+    stopping: bool,
     results: VecDeque<AgentMessage>,
     outbox: Option<mpsc::Sender<AgentMessage>>,
 }
@@ -232,21 +236,20 @@ impl Jobs {
 
     /// Asks a running job to stop.
     pub fn cancel(&self, job: &[u8]) {
-        if let Some(cancel) = JobId::try_from(job)
-            .ok()
-            .and_then(|job| self.table.lock().running.get(&job).cloned())
-        {
+        let Ok(job) = JobId::try_from(job) else { return };
+        let mut table = self.table.lock();
+        if let Some(cancel) = table.running.get(&job) {
             cancel.store(true, Ordering::Relaxed);
+            table.cancelled.insert(job);
         }
     }
 
     /// Asks all to stop, and waits until they have, bounded by `patience`.
     pub async fn stop(&self, patience: Duration) {
-        self.table
-            .lock()
-            .running
-            .values()
-            .for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+        let mut table = self.table.lock();
+        table.stopping = true;
+        table.running.values().for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+        drop(table);
         let all_ended = async {
             while !self.table.lock().running.is_empty() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -266,19 +269,33 @@ impl Jobs {
         }
         .instrument(span)
         .await;
+        let Some(result) = self.settle(&context, result) else { return };
         self.ended
             .get_or_create(&vec![("state", result.state.clone())])
             .inc();
         self.bytes_sent.inc_by(context.stats.progress().sent);
         let message = update(context.job, context.attempt, job_update::What::Result(result));
         let mut table = self.table.lock();
-        table.running.remove(&context.job);
         if table.results.len() == RESULTS_KEPT {
             table.results.pop_front();
         }
         table.results.push_back(message.clone());
         drop(table);
         self.tell(message);
+    }
+
+    /// Takes a job off the table: what to say of its end, or nothing when the agent itself ends and
+    /// the job should be handed out again.
+    fn settle(&self, context: &JobContext, result: JobResult) -> Option<JobResult> {
+        let mut table = self.table.lock();
+        table.running.remove(&context.job);
+        let was_cancelled = table.cancelled.remove(&context.job);
+        let is_interrupted = result.error_kind == ErrorKind::Interrupted.as_str();
+        match (is_interrupted, was_cancelled) {
+            (true, true) => Some(JobResult { state: "cancelled".into(), ..result }),
+            (true, false) if table.stopping => None,
+            _ => Some(result),
+        }
     }
 
     /// Tells progress until dropped.
@@ -352,15 +369,9 @@ async fn execute(context: &JobContext, offer: &JobOffer) -> JobResult {
 }
 
 fn failed(error: &AgentError) -> JobResult {
-    let kind = error.kind();
     JobResult {
-        state: if kind == ErrorKind::Interrupted {
-            "cancelled"
-        } else {
-            "failed"
-        }
-        .into(),
-        error_kind: kind.as_str().into(),
+        state: "failed".into(),
+        error_kind: error.kind().as_str().into(),
         error: error
             .to_string()
             .chars()
