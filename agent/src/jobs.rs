@@ -248,7 +248,10 @@ impl Jobs {
     pub async fn stop(&self, patience: Duration) {
         let mut table = self.table.lock();
         table.stopping = true;
-        table.running.values().for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+        table
+            .running
+            .values()
+            .for_each(|cancel| cancel.store(true, Ordering::Relaxed));
         drop(table);
         let all_ended = async {
             while !self.table.lock().running.is_empty() {
@@ -269,7 +272,9 @@ impl Jobs {
         }
         .instrument(span)
         .await;
-        let Some(result) = self.settle(&context, result) else { return };
+        let Some(result) = self.settle(&context, result) else {
+            return;
+        };
         self.ended
             .get_or_create(&vec![("state", result.state.clone())])
             .inc();
@@ -292,7 +297,10 @@ impl Jobs {
         let was_cancelled = table.cancelled.remove(&context.job);
         let is_interrupted = result.error_kind == ErrorKind::Interrupted.as_str();
         match (is_interrupted, was_cancelled) {
-            (true, true) => Some(JobResult { state: "cancelled".into(), ..result }),
+            (true, true) => Some(JobResult {
+                state: "cancelled".into(),
+                ..result
+            }),
             (true, false) if table.stopping => None,
             _ => Some(result),
         }

@@ -87,8 +87,14 @@ impl TryFrom<SizeText> for Size {
             "TiB" => 40,
             unit => return Err(format!("{unit:?} is not a unit: use KiB, MiB, GiB or TiB")),
         };
-        let number: u64 = digits.trim().parse().map_err(|_| format!("{text:?} is not a size, for example \"10GiB\""))?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(|| format!("{text:?} is too large"))
+        let number: u64 = digits
+            .trim()
+            .parse()
+            .map_err(|_| format!("{text:?} is not a size, for example \"10GiB\""))?;
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or_else(|| format!("{text:?} is too large"))
     }
 }
 
@@ -99,15 +105,19 @@ impl Config {
     /// `Config` with file, line and what is wrong.
     pub fn load(path: &Path) -> Result<Self> {
         let wrong = |why: String| Error::Config(format!("{}: {why}", path.display()));
-        let bytes = holdfast_net::durable::read(path, CONFIG_MAX).map_err(|error| Error::Config(error.to_string()))?;
+        let bytes = holdfast_net::durable::read(path, CONFIG_MAX)
+            .map_err(|error| Error::Config(error.to_string()))?;
         let text = String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8 text".into()))?;
-        let config: Self = toml::from_str(&text).map_err(|error| wrong(with_suggestion(&error.to_string())))?;
+        let config: Self =
+            toml::from_str(&text).map_err(|error| wrong(with_suggestion(&error.to_string())))?;
         config.check().map_err(wrong)?;
         Ok(config)
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        let paths = [&self.data_dir, &self.identity_dir].into_iter().chain(self.store.iter().map(|store| &store.path));
+        let paths = [&self.data_dir, &self.identity_dir]
+            .into_iter()
+            .chain(self.store.iter().map(|store| &store.path));
         if let Some(relative) = paths.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("{} is not an absolute path", relative.display()));
         }
@@ -115,12 +125,19 @@ impl Config {
             return Err("node.id must be at least 1".into());
         }
         if self.store.len() > STORES_MAX {
-            return Err(format!("this version serves {STORES_MAX} [[store]]; remove the others"));
+            return Err(format!(
+                "this version serves {STORES_MAX} [[store]]; remove the others"
+            ));
         }
         for store in &self.store {
-            store.site.parse::<holdfast_core::Name>().map_err(|error| format!("site: {error}"))?;
+            store
+                .site
+                .parse::<holdfast_core::Name>()
+                .map_err(|error| format!("site: {error}"))?;
         }
-        holdfast_net::client::with_port(&self.node.listen).map(|_| ()).map_err(|error| format!("node.listen: {error}"))
+        holdfast_net::client::with_port(&self.node.listen)
+            .map(|_| ())
+            .map_err(|error| format!("node.listen: {error}"))
     }
 
     /// Where others reach this node.
@@ -133,7 +150,9 @@ impl Config {
 /// Adds the nearest known key to serde's list of them.
 fn with_suggestion(error: &str) -> String {
     let mut quoted = error.split('`').skip(1).step_by(2);
-    let (Some(given), true) = (quoted.next(), error.contains("unknown field")) else { return error.to_owned() };
+    let (Some(given), true) = (quoted.next(), error.contains("unknown field")) else {
+        return error.to_owned();
+    };
     let nearest = quoted.min_by_key(|known| distance(given, known));
     match nearest {
         Some(known) if distance(given, known) <= 3 => format!("{error}\ndid you mean `{known}`?"),
@@ -174,14 +193,20 @@ mod tests {
         assert_eq!(config.store[0].reserve, Some(Size(10 << 30)));
         assert_eq!(config.store[0].site, "primary");
         for bad in ["'10 GB'", "'x'", "'99999999999TiB'", "-1"] {
-            assert!(load(&format!("{GOOD}[[store]]\npath = '/s'\nreserve = {bad}\n")).is_err(), "{bad}");
+            assert!(
+                load(&format!("{GOOD}[[store]]\npath = '/s'\nreserve = {bad}\n")).is_err(),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn unknown_keys_are_named_with_line_and_suggestion() {
         let error = load(&GOOD.replace("listen", "listne")).unwrap_err().to_string();
-        assert!(error.contains("line 5") && error.contains("did you mean `listen`?"), "{error}");
+        assert!(
+            error.contains("line 5") && error.contains("did you mean `listen`?"),
+            "{error}"
+        );
         assert!(load(&GOOD.replace("'/d'", "'d'")).is_err());
         assert!(load(&GOOD.replace("id = 1", "id = 0")).is_err());
     }

@@ -57,7 +57,11 @@ pub async fn keep_copies(catalog: Catalog, store: Arc<dyn Store>, stop: Cancella
     let mut written = None;
     loop {
         applied.borrow_and_update();
-        let newest = catalog.view().snapshots(None, 1).ok().and_then(|page| page.items.first().map(|s| s.id));
+        let newest = catalog
+            .view()
+            .snapshots(None, 1)
+            .ok()
+            .and_then(|page| page.items.first().map(|s| s.id));
         if newest != written && newest.is_some() {
             match write_copy(&catalog, store.as_ref()).await {
                 Ok(()) => written = newest,
@@ -87,7 +91,9 @@ async fn write_copy(catalog: &Catalog, store: &dyn Store) -> Result<()> {
 }
 
 fn encode(view: &CatalogView) -> Result<Vec<u8>> {
-    let Some(meta) = view.meta()? else { return Err(Error::Unavailable("the cluster is not founded".into())) };
+    let Some(meta) = view.meta()? else {
+        return Err(Error::Unavailable("the cluster is not founded".into()));
+    };
     let recipient: SealingRecipient = meta
         .recovery_recipient
         .parse()
@@ -102,7 +108,8 @@ fn encode(view: &CatalogView) -> Result<Vec<u8>> {
         snapshots: collect(|after| view.snapshots(after, limits::LIST_PAGE))?,
     };
     let plain = rmp_serde::to_vec_named(&copy).map_err(|error| Error::Internal(error.to_string()))?;
-    let sealed = age_seal(&plain, &[recipient]).map_err(|error| Error::refused(error.kind(), error.to_string()))?;
+    let sealed =
+        age_seal(&plain, &[recipient]).map_err(|error| Error::refused(error.kind(), error.to_string()))?;
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&sealed);
     let hash = blake3::hash(&out);

@@ -40,12 +40,32 @@ impl Gauges {
             bytes += used.bytes;
         }
         Ok(vec![
-            ("catalog_applied_index", "Index of the last Raft entry applied", view.applied_index()),
-            ("catalog_has_leader", "1 while this node knows a leader", u64::from(self.catalog.leader().is_some())),
-            ("agents_connected", "Agents whose control stream is open", self.fleet.connected() as u64),
+            (
+                "catalog_applied_index",
+                "Index of the last Raft entry applied",
+                view.applied_index(),
+            ),
+            (
+                "catalog_has_leader",
+                "1 while this node knows a leader",
+                u64::from(self.catalog.leader().is_some()),
+            ),
+            (
+                "agents_connected",
+                "Agents whose control stream is open",
+                self.fleet.connected() as u64,
+            ),
             ("jobs_running", "Jobs that agents carry out now", running as u64),
-            ("jobs_waiting", "Jobs that wait for their agents", (jobs.len() - running) as u64),
-            ("sessions_open", "Backup sessions that may write", view.open_sessions()?.len() as u64),
+            (
+                "jobs_waiting",
+                "Jobs that wait for their agents",
+                (jobs.len() - running) as u64,
+            ),
+            (
+                "sessions_open",
+                "Backup sessions that may write",
+                view.open_sessions()?.len() as u64,
+            ),
             ("packs", "Packs registered", packs),
             ("pack_bytes", "Bytes of all registered packs", bytes),
         ])
@@ -60,7 +80,8 @@ impl Collector for Gauges {
         })?;
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let encoder = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+            let encoder =
+                encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
             gauge.encode(encoder)?;
         }
         Ok(())

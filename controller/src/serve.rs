@@ -34,14 +34,11 @@ use holdfast_net::{
     server::{Server, ServerTls},
     shutdown, telemetry,
 };
-use holdfast_proto::v1::{agent_service_server::AgentServiceServer, control_service_server::ControlServiceServer};
-use holdfast_store::{DirStore, Store};
-use std::{
-    fs::File,
-    os::fd::OwnedFd,
-    path::Path,
-    sync::Arc,
+use holdfast_proto::v1::{
+    agent_service_server::AgentServiceServer, control_service_server::ControlServiceServer,
 };
+use holdfast_store::{DirStore, Store};
+use std::{fs::File, os::fd::OwnedFd, path::Path, sync::Arc};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -80,11 +77,21 @@ async fn serve(config: &Config, stop: CancellationToken) -> Result<()> {
         snapshot_log_bytes: snapshot_log_bytes(),
         clock: Arc::clone(&clock),
     };
-    let node = Node::start(&config.data_dir, options, Some(meta_of(&identity, clock.as_ref()))).await?;
+    let node = Node::start(
+        &config.data_dir,
+        options,
+        Some(meta_of(&identity, clock.as_ref())),
+    )
+    .await?;
     let catalog = node.catalog().clone();
-    let tls = ServerTls { identity: identity.tls.clone(), root: identity.root().clone() };
+    let tls = ServerTls {
+        identity: identity.tls.clone(),
+        root: identity.root().clone(),
+    };
     let listen = with_port(&config.node.listen).map_err(lift)?;
-    let server = Server::bind(&listen, &tls, authorizer(&catalog)).await.map_err(lift)?;
+    let server = Server::bind(&listen, &tls, authorizer(&catalog))
+        .await
+        .map_err(lift)?;
     let (routes, tasks) = assemble(config, &catalog, &clock, identity, &metrics, &stop).await?;
     let revoked = tokio::spawn(cut_revoked(catalog.clone(), server.handle(), stop.clone()));
     tracing::info!(%listen, node = config.node.id, "the controller serves");
@@ -100,7 +107,10 @@ async fn serve(config: &Config, stop: CancellationToken) -> Result<()> {
 
 /// Bytes of Raft log between snapshots; a variable lets tests see many of them.
 fn snapshot_log_bytes() -> u64 {
-    std::env::var("HOLDFAST_SNAPSHOT_LOG_BYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(SNAPSHOT_LOG_BYTES)
+    std::env::var("HOLDFAST_SNAPSHOT_LOG_BYTES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(SNAPSHOT_LOG_BYTES)
 }
 
 /// The services of one node over its parts, and the tasks that keep them going.
@@ -113,16 +123,31 @@ async fn assemble(
     stop: &CancellationToken,
 ) -> Result<(Routes, Vec<tokio::task::JoinHandle<()>>)> {
     let store_config = config.store.first().ok_or_else(|| {
-        Error::Config("no [[store]] is configured: add one with site and path, packs must lie somewhere".into())
+        Error::Config(
+            "no [[store]] is configured: add one with site and path, packs must lie somewhere".into(),
+        )
     })?;
     let store = open_store(catalog, store_config).await?;
-    let index = Arc::new(ChunkIndex::open(&config.data_dir.join("index"), IndexOptions::default())?);
+    let index = Arc::new(ChunkIndex::open(
+        &config.data_dir.join("index"),
+        IndexOptions::default(),
+    )?);
     let report = sync::sync(&index, &catalog.view(), store.as_ref()).await?;
     if report != sync::SyncReport::default() {
-        tracing::info!(indexed = report.indexed, dropped = report.dropped, failed = report.failed_count, "index synced");
+        tracing::info!(
+            indexed = report.indexed,
+            dropped = report.dropped,
+            failed = report.failed_count,
+            "index synced"
+        );
     }
     let reserve = store_config.reserve.map(|Size(bytes)| bytes);
-    let ingest = Arc::new(Ingest::new(Arc::clone(&store), Arc::clone(&index), catalog, reserve));
+    let ingest = Arc::new(Ingest::new(
+        Arc::clone(&store),
+        Arc::clone(&index),
+        catalog,
+        reserve,
+    ));
     let leases = Leases::new(Arc::clone(clock));
     let hub = Hub::new(Arc::clone(clock));
     gauges::register(metrics, catalog.clone(), hub.clone());
@@ -136,7 +161,13 @@ async fn assemble(
     let gc = Gc::new(catalog.clone(), Arc::clone(&store), Arc::clone(&index));
     // Backups are refused until a collection that a crash broke off has ended.
     gc.resume().await?;
-    let upkeep = Upkeep { catalog: catalog.clone(), store: Arc::clone(&store), index, gc, ingest };
+    let upkeep = Upkeep {
+        catalog: catalog.clone(),
+        store: Arc::clone(&store),
+        index,
+        gc,
+        ingest,
+    };
     let node = (config.node.id, config.address().to_owned());
     let control = Control::new(catalog.clone(), hub.clone(), Arc::new(upkeep), node);
     let agents = Agents {
@@ -160,9 +191,16 @@ async fn assemble(
 /// Opens the configured store. One that the catalog does not know is made, if the directory is
 /// missing or empty; one that it knows must be there with the same id.
 async fn open_store(catalog: &Catalog, config: &StoreConfig) -> Result<Arc<dyn Store>> {
-    let site = config.site.parse().map_err(|error: holdfast_core::NameError| Error::Config(error.to_string()))?;
+    let site = config
+        .site
+        .parse()
+        .map_err(|error: holdfast_core::NameError| Error::Config(error.to_string()))?;
     let path = config.path.display().to_string();
-    let known = catalog.view().stores()?.into_iter().find(|record| record.path == path);
+    let known = catalog
+        .view()
+        .stores()?
+        .into_iter()
+        .find(|record| record.path == path);
     let store = match &known {
         None if is_empty(&config.path) => DirStore::create(&config.path, StoreId::generate())?,
         _ => DirStore::open(&config.path)?,
@@ -174,7 +212,17 @@ async fn open_store(catalog: &Catalog, config: &StoreConfig) -> Result<Arc<dyn S
             known.id
         )));
     }
-    catalog.propose(Actor::System, None, Command::AddStore { store: store.id(), site, path }).await?;
+    catalog
+        .propose(
+            Actor::System,
+            None,
+            Command::AddStore {
+                store: store.id(),
+                site,
+                path,
+            },
+        )
+        .await?;
     Ok(Arc::new(store))
 }
 
@@ -192,7 +240,11 @@ fn meta_of(identity: &ControllerIdentity, clock: &dyn Clock) -> Meta {
         name: seed.name.to_string(),
         generation: 1,
         recovery_recipient: seed.recovery_recipient.to_string(),
-        admin_keys: seed.admin_public_keys.iter().map(|key| AdminKey(key.0.to_vec())).collect(),
+        admin_keys: seed
+            .admin_public_keys
+            .iter()
+            .map(|key| AdminKey(key.0.to_vec()))
+            .collect(),
         root_ca_fingerprint: Fingerprint::of(identity.root()).0.to_vec(),
         founded_at: clock.wall(),
     }
@@ -211,7 +263,10 @@ fn lock(path: &Path) -> Result<OwnedFd> {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::refused(
             holdfast_core::ErrorKind::Conflict,
-            format!("another controller runs on {}; stop it first", path.parent().unwrap_or(path).display()),
+            format!(
+                "another controller runs on {}; stop it first",
+                path.parent().unwrap_or(path).display()
+            ),
         )),
         Err(error) => Err(Error::io("lock", path, error.into())),
     }

@@ -42,7 +42,11 @@ impl Maintenance for Upkeep {
             Err(error) => {
                 tracing::warn!(%error, "the store's state cannot be read");
                 let id = self.store.id().as_bytes().to_vec().into();
-                vec![v1::StoreStatus { id, state: "unreachable".into(), ..v1::StoreStatus::default() }]
+                vec![v1::StoreStatus {
+                    id,
+                    state: "unreachable".into(),
+                    ..v1::StoreStatus::default()
+                }]
             }
         }
     }
@@ -58,12 +62,23 @@ impl Maintenance for Upkeep {
                 return Ok(());
             }
         }
-        Err(Error::refused(ErrorKind::Conflict, format!("vault {vault} has key objects at the store that the catalog does not know")))
+        Err(Error::refused(
+            ErrorKind::Conflict,
+            format!("vault {vault} has key objects at the store that the catalog does not know"),
+        ))
     }
 
     /// A retry runs once more, which finds nothing left to do: the request's id is not needed.
-    async fn gc(&self, actor: Actor, _request: Option<RequestId>, options: &v1::GcRequest) -> Result<v1::GcResponse> {
-        let options = GcOptions { dry_run: options.dry_run, ignore_undo: options.ignore_undo_period };
+    async fn gc(
+        &self,
+        actor: Actor,
+        _request: Option<RequestId>,
+        options: &v1::GcRequest,
+    ) -> Result<v1::GcResponse> {
+        let options = GcOptions {
+            dry_run: options.dry_run,
+            ignore_undo: options.ignore_undo_period,
+        };
         let report = self.gc.run(actor, options).await?;
         Ok(v1::GcResponse {
             snapshots_forgotten: report.snapshots_forgotten,
@@ -91,7 +106,10 @@ impl Upkeep {
         let space = self.store.space().await?;
         let reserve = self.ingest.reserve_of(space.total);
         let view = self.catalog.view();
-        let record = view.stores()?.into_iter().find(|record| record.id == self.store.id());
+        let record = view
+            .stores()?
+            .into_iter()
+            .find(|record| record.id == self.store.id());
         let (mut packs, mut pack_bytes) = (0, 0);
         for vault in view.vaults()? {
             let used = view.vault_use(vault.id)?;
@@ -100,7 +118,10 @@ impl Upkeep {
         }
         Ok(v1::StoreStatus {
             id: self.store.id().as_bytes().to_vec().into(),
-            site: record.as_ref().map(|record| record.site.to_string()).unwrap_or_default(),
+            site: record
+                .as_ref()
+                .map(|record| record.site.to_string())
+                .unwrap_or_default(),
             location: record.map(|record| record.path).unwrap_or_default(),
             state: if space.free < reserve { "reserve" } else { "ok" }.into(),
             packs,

@@ -27,7 +27,9 @@ impl Clock for SystemClock {
     }
 
     fn wall(&self) -> UnixMillis {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 }
@@ -43,7 +45,10 @@ impl ManualClock {
     /// A clock at boot time zero and the given wall time.
     #[must_use]
     pub fn new(wall: UnixMillis) -> Self {
-        Self { boot_millis: AtomicU64::new(0), wall_millis: AtomicU64::new(wall) }
+        Self {
+            boot_millis: AtomicU64::new(0),
+            wall_millis: AtomicU64::new(wall),
+        }
     }
 
     /// Moves both clocks forward.

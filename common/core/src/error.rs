@@ -78,7 +78,10 @@ const TABLE: &[(ErrorKind, &str, i32, u8)] = &[
 impl ErrorKind {
     fn row(self) -> &'static (ErrorKind, &'static str, i32, u8) {
         // Every kind has a row (tested below); the last row is the safe answer.
-        TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[TABLE.len() - 1])
+        TABLE
+            .iter()
+            .find(|row| row.0 == self)
+            .unwrap_or(&TABLE[TABLE.len() - 1])
     }
 
     /// Name on the wire and in JSON output; stable.
@@ -108,7 +111,10 @@ impl ErrorKind {
     /// The most likely kind for a bare gRPC status code, as sent by something that is not Holdfast.
     #[must_use]
     pub fn from_grpc_code(code: i32) -> Self {
-        TABLE.iter().find(|row| row.2 == code).map_or(Self::Internal, |row| row.0)
+        TABLE
+            .iter()
+            .find(|row| row.2 == code)
+            .map_or(Self::Internal, |row| row.0)
     }
 
     /// Whether the same call may succeed later without anyone doing anything.
@@ -137,7 +143,13 @@ mod tests {
         for (kind, name, _, _) in TABLE {
             assert_eq!(kind.row().0, *kind);
             assert_eq!(ErrorKind::from_wire(name), Some(*kind));
-            assert_eq!(TABLE.iter().filter(|row| row.0 == *kind || row.1 == *name).count(), 1);
+            assert_eq!(
+                TABLE
+                    .iter()
+                    .filter(|row| row.0 == *kind || row.1 == *name)
+                    .count(),
+                1
+            );
         }
         // `Internal` is declared last: its discriminant counts the kinds.
         assert_eq!(TABLE.len(), ErrorKind::Internal as usize + 1);

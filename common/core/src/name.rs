@@ -34,7 +34,10 @@ impl Name {
 impl FromStr for Name {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let starts_well = text
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         let all_allowed = text
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'));
@@ -61,7 +64,10 @@ impl FromStr for SourceRef {
         let (agent, source) = text
             .split_once('/')
             .ok_or_else(|| NameError::NotASource(text.chars().take(80).collect()))?;
-        Ok(Self { agent: agent.parse()?, source: source.parse()? })
+        Ok(Self {
+            agent: agent.parse()?,
+            source: source.parse()?,
+        })
     }
 }
 

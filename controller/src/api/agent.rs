@@ -12,7 +12,9 @@ use crate::{
 };
 use futures::{StreamExt as _, stream::BoxStream};
 use holdfast_core::{ErrorKind, HasKind as _, JobId, Name, SnapshotId, limits};
-use holdfast_net::{Identity, Role, pki::IssuingCa, server::PeerIdentity, status::to_status, token::hash_join_auth};
+use holdfast_net::{
+    Identity, Role, pki::IssuingCa, server::PeerIdentity, status::to_status, token::hash_join_auth,
+};
 use holdfast_proto::v1::{
     self, AgentHello, AgentMessage, ControllerMessage, DropJob, JobResult, JobUpdate, StartJob, Welcome,
     agent_message, agent_service_server::AgentService, controller_message, job_update,
@@ -59,7 +61,9 @@ impl AgentService for Agents {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         let identity = PeerIdentity::of(&request)?;
         require(&identity, Right::BeAgent).map_err(|error| to_status(&error))?;
-        let chain = self.certify(&identity, &request.into_inner().csr_der).map_err(|error| to_status(&error))?;
+        let chain = self
+            .certify(&identity, &request.into_inner().csr_der)
+            .map_err(|error| to_status(&error))?;
         Ok(Response::new(v1::RenewResponse { chain_der: chain }))
     }
 
@@ -85,12 +89,27 @@ impl AgentService for Agents {
 
 impl Agents {
     async fn admit(&self, request: v1::JoinRequest) -> Result<v1::JoinResponse> {
-        let v1::JoinRequest { join_auth, name, csr_der, version } = request;
-        let name: Name =
-            name.parse().map_err(|e: holdfast_core::NameError| Error::refused(ErrorKind::Invalid, e.to_string()))?;
-        let meta = self.catalog.view().meta()?.ok_or_else(|| Error::Unavailable("the cluster is not founded".into()))?;
+        let v1::JoinRequest {
+            join_auth,
+            name,
+            csr_der,
+            version,
+        } = request;
+        let name: Name = name
+            .parse()
+            .map_err(|e: holdfast_core::NameError| Error::refused(ErrorKind::Invalid, e.to_string()))?;
+        let meta = self
+            .catalog
+            .view()
+            .meta()?
+            .ok_or_else(|| Error::Unavailable("the cluster is not founded".into()))?;
         // A request that cannot be certified must not use the token up.
-        let probe = Identity { cluster: meta.cluster, role: Role::Agent, name: name.clone(), incarnation: 1 };
+        let probe = Identity {
+            cluster: meta.cluster,
+            role: Role::Agent,
+            name: name.clone(),
+            incarnation: 1,
+        };
         self.certify(&probe, &csr_der)?;
         let auth_hash = hash_join_auth(&join_auth);
         if self.catalog.read().await?.token(&auth_hash)?.is_none() {
@@ -102,15 +121,25 @@ impl Agents {
             name: name.clone(),
             version: version.chars().take(TEXT_MAX).collect(),
         };
-        let reply = self.catalog.propose(Actor::Agent(name.clone()), None, command).await?;
+        let reply = self
+            .catalog
+            .propose(Actor::Agent(name.clone()), None, command)
+            .await?;
         let Reply::Joined { token, incarnation } = reply else {
-            return Err(Error::Internal("the catalog gave an answer of another kind".into()));
+            return Err(Error::Internal(
+                "the catalog gave an answer of another kind".into(),
+            ));
         };
         let role = match token.role {
             crate::catalog::model::TokenRole::Agent => Role::Agent,
             crate::catalog::model::TokenRole::Controller => Role::Controller,
         };
-        let identity = Identity { cluster: meta.cluster, role, name: name.clone(), incarnation };
+        let identity = Identity {
+            cluster: meta.cluster,
+            role,
+            name: name.clone(),
+            incarnation,
+        };
         let chain_der = self.certify(&identity, &csr_der)?;
         let vault = match token.vault {
             Some(id) => self.catalog.view().vault(id)?,
@@ -120,7 +149,10 @@ impl Agents {
         Ok(v1::JoinResponse {
             chain_der,
             wrapped_vault: token.wrapped_vault.into(),
-            vault: token.vault.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
+            vault: token
+                .vault
+                .map(|id| id.as_bytes().to_vec().into())
+                .unwrap_or_default(),
             vault_name: vault.map(|vault| vault.name.to_string()).unwrap_or_default(),
             incarnation,
             cluster: meta.cluster.as_bytes().to_vec().into(),
@@ -145,16 +177,23 @@ impl Agents {
         let first = tokio::time::timeout(HELLO_TIMEOUT, incoming.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came"))??;
-        let Some(AgentMessage { body: Some(agent_message::Body::Hello(hello)) }) = first else {
+        let Some(AgentMessage {
+            body: Some(agent_message::Body::Hello(hello)),
+        }) = first
+        else {
             return Err(Status::invalid_argument("the first message must be a hello"));
         };
         let carried = hello.jobs.clone();
-        self.learn(&identity, hello).await.map_err(|error| to_status(&error))?;
+        self.learn(&identity, hello)
+            .await
+            .map_err(|error| to_status(&error))?;
         let agent = &identity.name;
         let registration = self.hub.register(agent, messages.clone());
         tracing::info!(%agent, "connected");
         self.welcome(&messages)?;
-        self.settle(agent, &carried).await.map_err(|error| to_status(&error))?;
+        self.settle(agent, &carried)
+            .await
+            .map_err(|error| to_status(&error))?;
         drop(messages);
         let served = self.receive(agent, &mut incoming, &registration).await;
         drop(registration);
@@ -164,19 +203,36 @@ impl Agents {
     fn welcome(&self, messages: &mpsc::Sender<ControllerMessage>) -> Result<(), Status> {
         let meta = self.catalog.view().meta().map_err(|error| to_status(&error))?;
         let welcome = Welcome {
-            cluster: meta.map(|meta| meta.cluster.as_bytes().to_vec().into()).unwrap_or_default(),
+            cluster: meta
+                .map(|meta| meta.cluster.as_bytes().to_vec().into())
+                .unwrap_or_default(),
             now: self.catalog.now(),
         };
-        let message = ControllerMessage { body: Some(controller_message::Body::Welcome(welcome)) };
-        messages.try_send(message).map_err(|_| Status::unavailable("the stream ended"))
+        let message = ControllerMessage {
+            body: Some(controller_message::Body::Welcome(welcome)),
+        };
+        messages
+            .try_send(message)
+            .map_err(|_| Status::unavailable("the stream ended"))
     }
 
     /// Notes what an agent says of itself, if it is news.
     async fn learn(&self, identity: &Identity, hello: AgentHello) -> Result<()> {
-        let AgentHello { version, signing_key, sealing_key, keys_mac, allow, boot_id: _, jobs: _ } = hello;
+        let AgentHello {
+            version,
+            signing_key,
+            sealing_key,
+            keys_mac,
+            allow,
+            boot_id: _,
+            jobs: _,
+        } = hello;
         let version: String = version.chars().take(TEXT_MAX).collect();
-        let allow: Vec<String> =
-            allow.into_iter().take(ALLOW_MAX).map(|path| path.chars().take(TEXT_MAX).collect()).collect();
+        let allow: Vec<String> = allow
+            .into_iter()
+            .take(ALLOW_MAX)
+            .map(|path| path.chars().take(TEXT_MAX).collect())
+            .collect();
         let known = self.catalog.view().agent(&identity.name)?;
         let is_news = known.is_none_or(|known| {
             known.version != version
@@ -197,7 +253,9 @@ impl Agents {
             keys_mac: keys_mac.into(),
             allow,
         };
-        self.catalog.propose(Actor::Agent(identity.name.clone()), None, command).await?;
+        self.catalog
+            .propose(Actor::Agent(identity.name.clone()), None, command)
+            .await?;
         Ok(())
     }
 
@@ -208,7 +266,9 @@ impl Agents {
                 JobState::Running if !carried.iter().any(|id| id[..] == job.id.0) => {
                     crate::jobs::lose(&self.catalog, &self.hub, &job, "its agent was started anew").await;
                 }
-                JobState::Queued | JobState::Offered => crate::jobs::offer(&self.catalog, &self.hub, &job).await?,
+                JobState::Queued | JobState::Offered => {
+                    crate::jobs::offer(&self.catalog, &self.hub, &job).await?
+                }
                 _ => {}
             }
         }
@@ -241,14 +301,24 @@ impl Agents {
     async fn update(&self, agent: &Name, update: JobUpdate) -> Result<()> {
         let JobUpdate { job, attempt, what } = update;
         let id: JobId = super::wire::id(&job)?;
-        let theirs = self.catalog.view().job(id)?.is_some_and(|job| job.agent == *agent);
+        let theirs = self
+            .catalog
+            .view()
+            .job(id)?
+            .is_some_and(|job| job.agent == *agent);
         if !theirs {
-            return Err(Error::refused(ErrorKind::Denied, format!("job {id} is not this agent's")));
+            return Err(Error::refused(
+                ErrorKind::Denied,
+                format!("job {id} is not this agent's"),
+            ));
         }
         match what {
             Some(job_update::What::Accepted(true)) => {
                 let command = Command::StartJob { job: id, attempt };
-                let started = self.catalog.propose(Actor::Agent(agent.clone()), None, command).await;
+                let started = self
+                    .catalog
+                    .propose(Actor::Agent(agent.clone()), None, command)
+                    .await;
                 let body = match &started {
                     Ok(_) => {
                         self.hub.progressed(id, v1::JobProgress::default());
@@ -269,16 +339,30 @@ impl Agents {
     }
 
     async fn finish(&self, agent: &Name, job: JobId, attempt: u32, result: JobResult) -> Result<()> {
-        let JobResult { state, error_kind, error, snapshot, stats } = result;
+        let JobResult {
+            state,
+            error_kind,
+            error,
+            snapshot,
+            stats,
+        } = result;
         let outcome = JobOutcome {
-            state: JobState::from_wire(&state).filter(|state| state.is_over()).unwrap_or(JobState::Failed),
+            state: JobState::from_wire(&state)
+                .filter(|state| state.is_over())
+                .unwrap_or(JobState::Failed),
             error_kind: ErrorKind::from_wire(&error_kind),
             error: error.chars().take(limits::SLED_VALUE_MAX / 4).collect(),
             snapshot: SnapshotId::try_from(&snapshot[..]).ok(),
             stats: super::wire::run_stats(stats),
         };
-        let command = Command::FinishJob { job, attempt, outcome };
-        self.catalog.propose(Actor::Agent(agent.clone()), None, command).await?;
+        let command = Command::FinishJob {
+            job,
+            attempt,
+            outcome,
+        };
+        self.catalog
+            .propose(Actor::Agent(agent.clone()), None, command)
+            .await?;
         self.hub.forget(job);
         Ok(())
     }

@@ -36,14 +36,21 @@ const RIGHTS: &[(Right, &[Role])] = &[
 /// # Errors
 /// `Denied`, saying who may.
 pub fn require(identity: &Identity, right: Right) -> Result<()> {
-    let roles = RIGHTS.iter().find(|row| row.0 == right).map_or(&[][..], |row| row.1);
+    let roles = RIGHTS
+        .iter()
+        .find(|row| row.0 == right)
+        .map_or(&[][..], |row| row.1);
     if roles.contains(&identity.role) {
         return Ok(());
     }
     let may: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
     Err(Error::refused(
         ErrorKind::Denied,
-        format!("{} may not call this; only {} may", identity.actor(), may.join(" and ")),
+        format!(
+            "{} may not call this; only {} may",
+            identity.actor(),
+            may.join(" and ")
+        ),
     ))
 }
 
@@ -73,7 +80,9 @@ impl Authorizer for CatalogAuthorizer {
 /// `NotFound` when the agent is gone.
 pub fn vault_of(view: &CatalogView, agent: &Name) -> Result<holdfast_core::VaultId> {
     let agent = view.agent(agent)?;
-    agent.map(|agent| agent.vault).ok_or_else(|| Error::refused(ErrorKind::NotFound, "the agent is not known"))
+    agent
+        .map(|agent| agent.vault)
+        .ok_or_else(|| Error::refused(ErrorKind::NotFound, "the agent is not known"))
 }
 
 /// Cuts connections whose identity no longer counts, whenever the catalog changed, until told to stop.
@@ -106,7 +115,12 @@ mod tests {
     fn the_table_is_exactly_this() {
         use Right::{BeAgent, Operate, Read, Write};
         let allowed = |role: Role| {
-            let identity = Identity { cluster: ClusterId([1; 16]), role, name: "x".parse().unwrap(), incarnation: 1 };
+            let identity = Identity {
+                cluster: ClusterId([1; 16]),
+                role,
+                name: "x".parse().unwrap(),
+                incarnation: 1,
+            };
             [Operate, BeAgent, Write, Read].map(|right| require(&identity, right).is_ok())
         };
         assert_eq!(allowed(Role::Admin), [true, false, false, true]);

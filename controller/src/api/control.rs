@@ -44,36 +44,73 @@ impl Control {
         maintenance: Arc<dyn Maintenance>,
         node: (u64, String),
     ) -> Self {
-        Self { catalog, fleet, maintenance, node }
+        Self {
+            catalog,
+            fleet,
+            maintenance,
+            node,
+        }
     }
 
     async fn put_vault(&self, actor: Actor, request: v1::PutVaultRequest) -> Result<v1::PutVaultResponse> {
-        let v1::PutVaultRequest { request_id, vault, name, key_object } = request;
+        let v1::PutVaultRequest {
+            request_id,
+            vault,
+            name,
+            key_object,
+        } = request;
         if key_object.is_empty() || key_object.len() > limits::KEY_OBJECT_MAX {
             return Err(invalid("the key object is empty or too long"));
         }
         let vault = id(&vault)?;
         self.maintenance.keep_key_object(vault, &key_object).await?;
-        let command = Command::PutVault { vault, name: name_of(&name)?, key_object: key_object.into() };
-        self.catalog.propose(actor, request_id_of(&request_id)?, command).await?;
+        let command = Command::PutVault {
+            vault,
+            name: name_of(&name)?,
+            key_object: key_object.into(),
+        };
+        self.catalog
+            .propose(actor, request_id_of(&request_id)?, command)
+            .await?;
         Ok(v1::PutVaultResponse {})
     }
 
-    async fn create_token(&self, actor: Actor, request: v1::CreateTokenRequest) -> Result<v1::CreateTokenResponse> {
-        let v1::CreateTokenRequest { request_id, role, name, vault, join_auth_hash, wrapped_vault, ttl_ms, replace } =
-            request;
+    async fn create_token(
+        &self,
+        actor: Actor,
+        request: v1::CreateTokenRequest,
+    ) -> Result<v1::CreateTokenResponse> {
+        let v1::CreateTokenRequest {
+            request_id,
+            role,
+            name,
+            vault,
+            join_auth_hash,
+            wrapped_vault,
+            ttl_ms,
+            replace,
+        } = request;
         let role = match role.as_str() {
             "agent" => TokenRole::Agent,
             "controller" => TokenRole::Controller,
-            other => return Err(invalid(format!("{other:?} is not a role: use agent or controller"))),
+            other => {
+                return Err(invalid(format!(
+                    "{other:?} is not a role: use agent or controller"
+                )));
+            }
         };
         let vault: Option<VaultId> = if vault.is_empty() { None } else { Some(id(&vault)?) };
         let longest = limits::TOKEN_TTL_MAX.as_millis();
         if ttl_ms == 0 || u128::from(ttl_ms) > longest {
-            return Err(invalid(format!("a token lives up to {} hours", limits::TOKEN_TTL_MAX.as_secs() / 3600)));
+            return Err(invalid(format!(
+                "a token lives up to {} hours",
+                limits::TOKEN_TTL_MAX.as_secs() / 3600
+            )));
         }
         let command = Command::CreateToken {
-            auth_hash: join_auth_hash[..].try_into().map_err(|_| invalid("join_auth_hash is not 32 bytes"))?,
+            auth_hash: join_auth_hash[..]
+                .try_into()
+                .map_err(|_| invalid("join_auth_hash is not 32 bytes"))?,
             role,
             name: name_of(&name)?,
             vault,
@@ -81,26 +118,51 @@ impl Control {
             ttl_ms,
             replace,
         };
-        match self.catalog.propose(actor, request_id_of(&request_id)?, command).await? {
+        match self
+            .catalog
+            .propose(actor, request_id_of(&request_id)?, command)
+            .await?
+        {
             Reply::Token { expires_at } => Ok(v1::CreateTokenResponse { expires_at }),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn put_source(&self, actor: Actor, request: v1::PutSourceRequest) -> Result<v1::PutSourceResponse> {
-        let v1::PutSourceRequest { request_id, r#ref, document, files } = request;
+        let v1::PutSourceRequest {
+            request_id,
+            r#ref,
+            document,
+            files,
+        } = request;
         let source = source_ref(r#ref.as_ref())?;
-        let command = Command::PutSource { source, document, files: files_spec(files)? };
-        match self.catalog.propose(actor, request_id_of(&request_id)?, command).await? {
+        let command = Command::PutSource {
+            source,
+            document,
+            files: files_spec(files)?,
+        };
+        match self
+            .catalog
+            .propose(actor, request_id_of(&request_id)?, command)
+            .await?
+        {
             Reply::Put { created, changed } => Ok(v1::PutSourceResponse { created, changed }),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn delete_source(&self, actor: Actor, request: v1::DeleteSourceRequest) -> Result<v1::DeleteSourceResponse> {
+    async fn delete_source(
+        &self,
+        actor: Actor,
+        request: v1::DeleteSourceRequest,
+    ) -> Result<v1::DeleteSourceResponse> {
         let v1::DeleteSourceRequest { request_id, r#ref } = request;
-        let command = Command::DeleteSource { source: source_ref(r#ref.as_ref())? };
-        self.catalog.propose(actor, request_id_of(&request_id)?, command).await?;
+        let command = Command::DeleteSource {
+            source: source_ref(r#ref.as_ref())?,
+        };
+        self.catalog
+            .propose(actor, request_id_of(&request_id)?, command)
+            .await?;
         Ok(v1::DeleteSourceResponse {})
     }
 
@@ -111,8 +173,15 @@ impl Control {
     ) -> Result<v1::DeleteSnapshotResponse> {
         let v1::DeleteSnapshotRequest { request_id, snapshot } = request;
         let undo_ms = u64::try_from(limits::UNDO_PERIOD.as_millis()).unwrap_or(u64::MAX);
-        let command = Command::DeleteSnapshot { snapshot: id(&snapshot)?, undo_ms };
-        match self.catalog.propose(actor, request_id_of(&request_id)?, command).await? {
+        let command = Command::DeleteSnapshot {
+            snapshot: id(&snapshot)?,
+            undo_ms,
+        };
+        match self
+            .catalog
+            .propose(actor, request_id_of(&request_id)?, command)
+            .await?
+        {
             Reply::Deleted { undo_until } => Ok(v1::DeleteSnapshotResponse { undo_until }),
             other => Err(unexpected(&other)),
         }
@@ -124,8 +193,12 @@ impl Control {
         request: v1::UndeleteSnapshotRequest,
     ) -> Result<v1::UndeleteSnapshotResponse> {
         let v1::UndeleteSnapshotRequest { request_id, snapshot } = request;
-        let command = Command::UndeleteSnapshot { snapshot: id(&snapshot)? };
-        self.catalog.propose(actor, request_id_of(&request_id)?, command).await?;
+        let command = Command::UndeleteSnapshot {
+            snapshot: id(&snapshot)?,
+        };
+        self.catalog
+            .propose(actor, request_id_of(&request_id)?, command)
+            .await?;
         Ok(v1::UndeleteSnapshotResponse {})
     }
 
@@ -136,9 +209,14 @@ impl Control {
             Some(found) if found.state == SnapshotState::Visible => Ok(found),
             Some(_) => Err(Error::refused(
                 ErrorKind::NotFound,
-                format!("snapshot {snapshot} is deleted; bring it back with `holdfastctl snapshot undelete {snapshot}`"),
+                format!(
+                    "snapshot {snapshot} is deleted; bring it back with `holdfastctl snapshot undelete {snapshot}`"
+                ),
             )),
-            None => Err(Error::refused(ErrorKind::NotFound, format!("there is no snapshot {snapshot}"))),
+            None => Err(Error::refused(
+                ErrorKind::NotFound,
+                format!("there is no snapshot {snapshot}"),
+            )),
         }
     }
 }
@@ -152,7 +230,11 @@ fn admin<T>(request: &Request<T>) -> Result<Actor, Status> {
 
 /// The client's name for the request; absent for automation that does not care.
 pub(super) fn request_id_of(bytes: &[u8]) -> Result<Option<RequestId>> {
-    if bytes.is_empty() { Ok(None) } else { id(bytes).map(Some) }
+    if bytes.is_empty() {
+        Ok(None)
+    } else {
+        id(bytes).map(Some)
+    }
 }
 
 fn name_of(text: &str) -> Result<Name> {
@@ -160,7 +242,12 @@ fn name_of(text: &str) -> Result<Name> {
 }
 
 fn unexpected(reply: &Reply) -> Error {
-    Error::Internal(format!("the catalog gave an answer of another kind: {reply:?}").chars().take(200).collect())
+    Error::Internal(
+        format!("the catalog gave an answer of another kind: {reply:?}")
+            .chars()
+            .take(200)
+            .collect(),
+    )
 }
 
 /// The service's implementation: each listed call goes to the method of the same name above, with

@@ -21,7 +21,12 @@ pub trait Maintenance: Send + Sync {
     ///
     /// # Errors
     /// `Conflict` while sessions are open or another collection runs.
-    async fn gc(&self, actor: Actor, request: Option<RequestId>, options: &v1::GcRequest) -> Result<v1::GcResponse>;
+    async fn gc(
+        &self,
+        actor: Actor,
+        request: Option<RequestId>,
+        options: &v1::GcRequest,
+    ) -> Result<v1::GcResponse>;
     /// Checks what the stores hold: findings as they are found, then a summary.
     fn verify(&self, read_data: bool) -> BoxStream<'static, Result<v1::VerifyStoresResponse>>;
 }

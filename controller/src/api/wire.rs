@@ -2,8 +2,8 @@
 
 use crate::{
     catalog::model::{
-        Agent, Audit, FilesSpec, Job, JobOutcome, JobWork, Problem, RestoreSpec, RunStats, Snapshot, SnapshotState,
-        Source,
+        Agent, Audit, FilesSpec, Job, JobOutcome, JobWork, Problem, RestoreSpec, RunStats, Snapshot,
+        SnapshotState, Source,
     },
     error::{Error, Result},
 };
@@ -22,13 +22,19 @@ pub fn invalid(why: impl std::fmt::Display) -> Error {
 pub fn source_ref(wire: Option<&v1::SourceRef>) -> Result<SourceRef> {
     let wire = wire.ok_or_else(|| invalid("the request names no source"))?;
     let name = |text: &str| text.parse().map_err(|error: NameError| invalid(error));
-    Ok(SourceRef { agent: name(&wire.agent)?, source: name(&wire.source)? })
+    Ok(SourceRef {
+        agent: name(&wire.agent)?,
+        source: name(&wire.source)?,
+    })
 }
 
 /// A source's address for the wire.
 #[must_use]
 pub fn wire_ref(source: &SourceRef) -> v1::SourceRef {
-    v1::SourceRef { agent: source.agent.to_string(), source: source.source.to_string() }
+    v1::SourceRef {
+        agent: source.agent.to_string(),
+        source: source.source.to_string(),
+    }
 }
 
 /// An id out of a request.
@@ -44,22 +50,37 @@ pub fn id<'a, T: TryFrom<&'a [u8], Error = IdError>>(bytes: &'a [u8]) -> Result<
 /// # Errors
 /// `Invalid` for no roots or relative ones.
 pub fn files_spec(wire: Option<v1::FilesSpec>) -> Result<FilesSpec> {
-    let v1::FilesSpec { roots, exclude, cross_mounts } =
-        wire.ok_or_else(|| invalid("the source says nothing to back up: give spec.files.roots"))?;
+    let v1::FilesSpec {
+        roots,
+        exclude,
+        cross_mounts,
+    } = wire.ok_or_else(|| invalid("the source says nothing to back up: give spec.files.roots"))?;
     if roots.is_empty() {
         return Err(invalid("spec.files.roots is empty: name at least one directory"));
     }
     if let Some(relative) = roots.iter().find(|root| !root.starts_with('/')) {
         return Err(invalid(format!("root {relative:?} is not an absolute path")));
     }
-    Ok(FilesSpec { roots, exclude, cross_mounts })
+    Ok(FilesSpec {
+        roots,
+        exclude,
+        cross_mounts,
+    })
 }
 
 /// Settings for the wire.
 #[must_use]
 pub fn wire_files(spec: &FilesSpec) -> v1::FilesSpec {
-    let FilesSpec { roots, exclude, cross_mounts } = spec.clone();
-    v1::FilesSpec { roots, exclude, cross_mounts }
+    let FilesSpec {
+        roots,
+        exclude,
+        cross_mounts,
+    } = spec.clone();
+    v1::FilesSpec {
+        roots,
+        exclude,
+        cross_mounts,
+    }
 }
 
 /// What to restore, out of a request.
@@ -67,19 +88,38 @@ pub fn wire_files(spec: &FilesSpec) -> v1::FilesSpec {
 /// # Errors
 /// `Invalid` when the target is relative or the snapshot's id malformed.
 pub fn restore_spec(wire: Option<v1::RestoreSpec>) -> Result<RestoreSpec> {
-    let v1::RestoreSpec { snapshot, target, paths, in_place } =
-        wire.ok_or_else(|| invalid("the request says nothing to restore"))?;
+    let v1::RestoreSpec {
+        snapshot,
+        target,
+        paths,
+        in_place,
+    } = wire.ok_or_else(|| invalid("the request says nothing to restore"))?;
     if !target.starts_with('/') {
         return Err(invalid(format!("the target {target:?} is not an absolute path")));
     }
-    Ok(RestoreSpec { snapshot: id(&snapshot)?, target, paths, in_place })
+    Ok(RestoreSpec {
+        snapshot: id(&snapshot)?,
+        target,
+        paths,
+        in_place,
+    })
 }
 
 /// What to restore, for the wire.
 #[must_use]
 pub fn wire_restore(spec: &RestoreSpec) -> v1::RestoreSpec {
-    let RestoreSpec { snapshot, target, paths, in_place } = spec.clone();
-    v1::RestoreSpec { snapshot: snapshot.as_bytes().to_vec().into(), target, paths, in_place }
+    let RestoreSpec {
+        snapshot,
+        target,
+        paths,
+        in_place,
+    } = spec.clone();
+    v1::RestoreSpec {
+        snapshot: snapshot.as_bytes().to_vec().into(),
+        target,
+        paths,
+        in_place,
+    }
 }
 
 macro_rules! same_fields {
@@ -101,17 +141,33 @@ macro_rules! same_fields {
 }
 
 same_fields!(
-    files, dirs, symlinks, others, skipped, bytes, files_unchanged, bytes_read, chunks_new, bytes_new, bytes_stored,
-    files_vanished, files_changing, unreadable, packs,
+    files,
+    dirs,
+    symlinks,
+    others,
+    skipped,
+    bytes,
+    files_unchanged,
+    bytes_read,
+    chunks_new,
+    bytes_new,
+    bytes_stored,
+    files_vanished,
+    files_changing,
+    unreadable,
+    packs,
 );
 
 /// A snapshot for the wire.
 #[must_use]
 pub fn wire_snapshot(snapshot: &Snapshot) -> v1::Snapshot {
-    let problems = snapshot.problems.iter().map(|Problem { path, reason }| v1::Problem {
-        path: path.clone().into(),
-        reason: reason.clone(),
-    });
+    let problems = snapshot
+        .problems
+        .iter()
+        .map(|Problem { path, reason }| v1::Problem {
+            path: path.clone().into(),
+            reason: reason.clone(),
+        });
     v1::Snapshot {
         id: snapshot.id.as_bytes().to_vec().into(),
         source: Some(wire_ref(&snapshot.source)),
@@ -155,9 +211,13 @@ pub fn wire_job(job: &Job) -> v1::Job {
         created_at: job.created_at,
         started_at: job.started_at,
         finished_at: job.finished_at,
-        error_kind: outcome.and_then(|o| o.error_kind).map_or_else(String::new, |kind| kind.as_str().into()),
+        error_kind: outcome
+            .and_then(|o| o.error_kind)
+            .map_or_else(String::new, |kind| kind.as_str().into()),
         error: outcome.map_or_else(String::new, |o| o.error.clone()),
-        snapshot: snapshot.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
+        snapshot: snapshot
+            .map(|id| id.as_bytes().to_vec().into())
+            .unwrap_or_default(),
         stats: outcome.map(|JobOutcome { stats, .. }| wire_stats(stats)),
         requested_by: job.requested_by.clone(),
     }
@@ -172,10 +232,16 @@ pub fn wire_source(source: &Source) -> v1::Source {
         files: Some(wire_files(&source.files)),
         created_at: source.created_at,
         changed_at: source.changed_at,
-        latest_snapshot: source.latest.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
+        latest_snapshot: source
+            .latest
+            .map(|id| id.as_bytes().to_vec().into())
+            .unwrap_or_default(),
         latest_at: source.latest_at,
         snapshots: source.snapshots,
-        running_job: source.active_job.map(|id| id.as_bytes().to_vec().into()).unwrap_or_default(),
+        running_job: source
+            .active_job
+            .map(|id| id.as_bytes().to_vec().into())
+            .unwrap_or_default(),
     }
 }
 
@@ -201,6 +267,22 @@ pub fn wire_agent(agent: &Agent, vault_name: String, connected: bool, last_seen_
 /// An audit record for the wire.
 #[must_use]
 pub fn wire_audit(record: &Audit) -> v1::AuditRecord {
-    let Audit { sequence, at, actor, action, object, outcome, hash } = record.clone();
-    v1::AuditRecord { sequence, at, actor, action, object, outcome, hash: hash.to_vec().into() }
+    let Audit {
+        sequence,
+        at,
+        actor,
+        action,
+        object,
+        outcome,
+        hash,
+    } = record.clone();
+    v1::AuditRecord {
+        sequence,
+        at,
+        actor,
+        action,
+        object,
+        outcome,
+        hash: hash.to_vec().into(),
+    }
 }

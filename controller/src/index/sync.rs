@@ -36,7 +36,10 @@ pub struct SyncReport {
 /// # Errors
 /// Those of the catalog, the index, and a store that is away. A single pack that cannot be read is reported instead.
 pub async fn sync(index: &Arc<ChunkIndex>, view: &CatalogView, store: &dyn Store) -> Result<SyncReport> {
-    let mut report = SyncReport { dropped: drop_gone(index, view).await?, ..SyncReport::default() };
+    let mut report = SyncReport {
+        dropped: drop_gone(index, view).await?,
+        ..SyncReport::default()
+    };
     let mut after: Option<Vec<u8>> = None;
     let mut ready: Vec<IndexedPack> = Vec::new();
     loop {

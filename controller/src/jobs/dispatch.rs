@@ -2,7 +2,10 @@
 
 use super::Hub;
 use crate::{
-    api::{fleet::Fleet as _, wire::{wire_files, wire_ref, wire_restore}},
+    api::{
+        fleet::Fleet as _,
+        wire::{wire_files, wire_ref, wire_restore},
+    },
     catalog::{
         Actor, CatalogView, Command, Queries as _,
         model::{Job, JobState, JobWork},
@@ -47,8 +50,19 @@ async fn offer_queued(catalog: &Catalog, hub: &Hub) -> Result<()> {
 /// # Errors
 /// When the catalog cannot answer.
 pub(crate) async fn offer(catalog: &Catalog, hub: &Hub, job: &Job) -> Result<()> {
-    let Some(body) = offer_of(&catalog.view(), job)? else { return Ok(()) };
-    catalog.propose(Actor::System, None, Command::OfferJob { job: job.id, attempt: job.attempt }).await?;
+    let Some(body) = offer_of(&catalog.view(), job)? else {
+        return Ok(());
+    };
+    catalog
+        .propose(
+            Actor::System,
+            None,
+            Command::OfferJob {
+                job: job.id,
+                attempt: job.attempt,
+            },
+        )
+        .await?;
     if !hub.send(&job.agent, controller_message::Body::Offer(body)) {
         tracing::debug!(job = %job.id, agent = %job.agent, "the agent's stream did not take the offer");
     }
@@ -59,7 +73,9 @@ pub(crate) async fn offer(catalog: &Catalog, hub: &Hub, job: &Job) -> Result<()>
 fn offer_of(view: &CatalogView, job: &Job) -> Result<Option<JobOffer>> {
     let work = match &job.work {
         JobWork::Backup => match view.source(&job.source)? {
-            Some(source) => job_offer::Work::Backup(BackupWork { files: Some(wire_files(&source.files)) }),
+            Some(source) => job_offer::Work::Backup(BackupWork {
+                files: Some(wire_files(&source.files)),
+            }),
             None => return Ok(None),
         },
         JobWork::Restore(spec) => job_offer::Work::Restore(wire_restore(spec)),
@@ -89,7 +105,13 @@ pub async fn lose_jobs_without_agent(catalog: Catalog, hub: Arc<Hub>, stop: Canc
         };
         for job in jobs.iter().filter(|job| job.state == JobState::Running) {
             if hub.silence(job.id) > limits::LEASE_TTL {
-                lose(&catalog, &hub, job, "its agent has not been heard of for the length of a lease").await;
+                lose(
+                    &catalog,
+                    &hub,
+                    job,
+                    "its agent has not been heard of for the length of a lease",
+                )
+                .await;
             }
         }
     }
@@ -98,7 +120,11 @@ pub async fn lose_jobs_without_agent(catalog: Catalog, hub: Arc<Hub>, stop: Canc
 /// Gives one attempt up: a backup is queued again, a restore ends interrupted.
 pub(crate) async fn lose(catalog: &Catalog, hub: &Hub, job: &Job, reason: &str) {
     tracing::warn!(job = %job.id, agent = %job.agent, reason, "a job's attempt is lost");
-    let command = Command::LoseJob { job: job.id, attempt: job.attempt, reason: reason.into() };
+    let command = Command::LoseJob {
+        job: job.id,
+        attempt: job.attempt,
+        reason: reason.into(),
+    };
     if let Err(error) = catalog.propose(Actor::System, None, command).await {
         tracing::warn!(job = %job.id, %error, "the lost attempt could not be noted; trying again");
     }

@@ -4,11 +4,7 @@ use crate::api::fleet::Fleet;
 use holdfast_core::{Clock, JobId, Name, UnixMillis};
 use holdfast_proto::v1::{CancelJob, ControllerMessage, JobProgress, controller_message};
 use parking_lot::Mutex;
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -64,34 +60,57 @@ impl Hub {
     /// No agents yet.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), changes: watch::Sender::new(0), clock })
+        Arc::new(Self {
+            state: Mutex::default(),
+            changes: watch::Sender::new(0),
+            clock,
+        })
     }
 
     /// An agent's new stream; an older one of the same agent ends when its sender is dropped here.
     #[must_use]
-    pub fn register(self: &Arc<Self>, agent: &Name, messages: mpsc::Sender<ControllerMessage>) -> Registration {
+    pub fn register(
+        self: &Arc<Self>,
+        agent: &Name,
+        messages: mpsc::Sender<ControllerMessage>,
+    ) -> Registration {
         let mut state = self.state.lock();
         state.next_number += 1;
         let number = state.next_number;
         let replaced = CancellationToken::new();
-        let stream = Stream { number, replaced: replaced.clone(), messages };
+        let stream = Stream {
+            number,
+            replaced: replaced.clone(),
+            messages,
+        };
         if let Some(older) = state.streams.insert(agent.clone(), stream) {
             older.replaced.cancel();
         }
         state.last_seen.insert(agent.clone(), self.clock.wall());
-        Registration { hub: Arc::clone(self), agent: agent.clone(), number, replaced }
+        Registration {
+            hub: Arc::clone(self),
+            agent: agent.clone(),
+            number,
+            replaced,
+        }
     }
 
     /// Sends to a connected agent; says whether it was taken.
     pub fn send(&self, agent: &Name, body: controller_message::Body) -> bool {
         let state = self.state.lock();
         let message = ControllerMessage { body: Some(body) };
-        state.streams.get(agent).is_some_and(|stream| stream.messages.try_send(message).is_ok())
+        state
+            .streams
+            .get(agent)
+            .is_some_and(|stream| stream.messages.try_send(message).is_ok())
     }
 
     /// An agent was heard of.
     pub fn seen(&self, agent: &Name) {
-        self.state.lock().last_seen.insert(agent.clone(), self.clock.wall());
+        self.state
+            .lock()
+            .last_seen
+            .insert(agent.clone(), self.clock.wall());
     }
 
     /// A running job was heard of.
@@ -115,7 +134,10 @@ impl Hub {
     pub fn silence(&self, job: JobId) -> Duration {
         let now = self.clock.boot();
         let mut state = self.state.lock();
-        let progress = state.progress.entry(job).or_insert(Progress { last: JobProgress::default(), seen: now });
+        let progress = state.progress.entry(job).or_insert(Progress {
+            last: JobProgress::default(),
+            seen: now,
+        });
         now.saturating_sub(progress.seen)
     }
 }
@@ -123,7 +145,11 @@ impl Hub {
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = self.hub.state.lock();
-        if state.streams.get(&self.agent).is_some_and(|stream| stream.number == self.number) {
+        if state
+            .streams
+            .get(&self.agent)
+            .is_some_and(|stream| stream.number == self.number)
+        {
             state.streams.remove(&self.agent);
         }
     }
@@ -143,7 +169,11 @@ impl Fleet for Hub {
     }
 
     fn progress(&self, job: JobId) -> Option<JobProgress> {
-        self.state.lock().progress.get(&job).map(|progress| progress.last.clone())
+        self.state
+            .lock()
+            .progress
+            .get(&job)
+            .map(|progress| progress.last.clone())
     }
 
     fn progress_changes(&self) -> watch::Receiver<u64> {
@@ -151,7 +181,12 @@ impl Fleet for Hub {
     }
 
     fn job_cancelled(&self, job: JobId, agent: &Name) {
-        self.send(agent, controller_message::Body::Cancel(CancelJob { job: job.as_bytes().to_vec().into() }));
+        self.send(
+            agent,
+            controller_message::Body::Cancel(CancelJob {
+                job: job.as_bytes().to_vec().into(),
+            }),
+        );
         self.forget(job);
     }
 }
@@ -169,7 +204,11 @@ mod tests {
         let (second, mut second_end) = mpsc::channel(1);
         let old = hub.register(&name, first);
         let new = hub.register(&name, second);
-        assert!(first_end.try_recv().is_err_and(|e| e == mpsc::error::TryRecvError::Disconnected));
+        assert!(
+            first_end
+                .try_recv()
+                .is_err_and(|e| e == mpsc::error::TryRecvError::Disconnected)
+        );
         drop(old);
         assert!(hub.is_connected(&name));
         assert!(hub.send(&name, controller_message::Body::Cancel(CancelJob::default())));

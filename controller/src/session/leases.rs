@@ -26,12 +26,17 @@ impl Leases {
     /// No leases yet.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { ends: Mutex::default(), clock })
+        Arc::new(Self {
+            ends: Mutex::default(),
+            clock,
+        })
     }
 
     /// A full term for a session that was just opened.
     pub fn grant(&self, session: SessionId) {
-        self.ends.lock().insert(session, self.clock.boot() + limits::LEASE_TTL);
+        self.ends
+            .lock()
+            .insert(session, self.clock.boot() + limits::LEASE_TTL);
     }
 
     /// Another full term.
@@ -68,8 +73,12 @@ impl Leases {
     /// Of the sessions that are open, those whose leases ended. Forgets all others that are not open.
     fn ended(&self, open: Vec<Session>) -> Vec<Session> {
         let known: Vec<SessionId> = open.iter().map(|session| session.id).collect();
-        self.ends.lock().retain(|session, _| known.binary_search(session).is_ok());
-        open.into_iter().filter(|session| self.check(session.id).is_err()).collect()
+        self.ends
+            .lock()
+            .retain(|session, _| known.binary_search(session).is_ok());
+        open.into_iter()
+            .filter(|session| self.check(session.id).is_err())
+            .collect()
     }
 }
 
@@ -90,7 +99,10 @@ pub async fn expire_leases(catalog: Catalog, leases: Arc<Leases>, stop: Cancella
         open.sort_by_key(|session| session.id);
         for session in leases.ended(open) {
             tracing::warn!(session = %session.id, source = %session.source, "its lease ended");
-            let command = Command::ExpireSession { session: session.id, fence: session.fence };
+            let command = Command::ExpireSession {
+                session: session.id,
+                fence: session.fence,
+            };
             if let Err(error) = catalog.propose(Actor::System, None, command).await {
                 tracing::warn!(session = %session.id, %error, "its end could not be noted; trying again");
             }
@@ -115,8 +127,14 @@ mod tests {
         clock.advance(limits::LEASE_TTL);
         assert!(leases.check(session).is_ok());
         clock.advance(Duration::from_millis(1));
-        assert_eq!(holdfast_core::HasKind::kind(&leases.check(session).unwrap_err()), ErrorKind::Fenced);
-        assert!(leases.renew(session).is_err(), "a lease that ended is not renewed");
+        assert_eq!(
+            holdfast_core::HasKind::kind(&leases.check(session).unwrap_err()),
+            ErrorKind::Fenced
+        );
+        assert!(
+            leases.renew(session).is_err(),
+            "a lease that ended is not renewed"
+        );
     }
 
     #[test]

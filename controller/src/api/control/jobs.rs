@@ -26,9 +26,16 @@ impl Control {
         let v1::RunBackupRequest { request_id, source } = request;
         let source = source_ref(source.as_ref())?;
         let agent = source.agent.clone();
-        let command = Command::CreateJob { job: JobId::generate(), work: JobWork::Backup, source, agent };
+        let command = Command::CreateJob {
+            job: JobId::generate(),
+            work: JobWork::Backup,
+            source,
+            agent,
+        };
         let job = self.create(actor, &request_id, command).await?;
-        Ok(v1::RunBackupResponse { job: job.id.as_bytes().to_vec().into() })
+        Ok(v1::RunBackupResponse {
+            job: job.id.as_bytes().to_vec().into(),
+        })
     }
 
     pub(super) async fn run_restore(
@@ -36,32 +43,51 @@ impl Control {
         actor: Actor,
         request: v1::RunRestoreRequest,
     ) -> Result<v1::RunRestoreResponse> {
-        let v1::RunRestoreRequest { request_id, agent, restore } = request;
+        let v1::RunRestoreRequest {
+            request_id,
+            agent,
+            restore,
+        } = request;
         let spec = restore_spec(restore)?;
         let agent = name_of(&agent)?;
         let snapshot = self.visible_snapshot(spec.snapshot).await?;
         let host = self.catalog.read().await?.agent(&agent)?;
-        let host = host
-            .ok_or_else(|| Error::refused(ErrorKind::NotFound, format!("there is no agent {agent}; see `get agents`")))?;
+        let host = host.ok_or_else(|| {
+            Error::refused(
+                ErrorKind::NotFound,
+                format!("there is no agent {agent}; see `get agents`"),
+            )
+        })?;
         if host.vault != snapshot.vault {
             return Err(Error::refused(
                 ErrorKind::Denied,
-                format!("agent {agent} does not hold the keys of this snapshot's vault; restore to this machine instead"),
+                format!(
+                    "agent {agent} does not hold the keys of this snapshot's vault; restore to this machine instead"
+                ),
             ));
         }
         let work = JobWork::Restore(spec);
-        let command = Command::CreateJob { job: JobId::generate(), work, source: snapshot.source, agent };
+        let command = Command::CreateJob {
+            job: JobId::generate(),
+            work,
+            source: snapshot.source,
+            agent,
+        };
         let job = self.create(actor, &request_id, command).await?;
-        Ok(v1::RunRestoreResponse { job: job.id.as_bytes().to_vec().into() })
+        Ok(v1::RunRestoreResponse {
+            job: job.id.as_bytes().to_vec().into(),
+        })
     }
 
     async fn create(&self, actor: Actor, request_id: &[u8], command: Command) -> Result<Job> {
         let trace = holdfast_net::trace::current_traceparent();
         let request = request_id_of(request_id)?;
-        match self.catalog.propose_traced(actor, request, trace, command).await? {
-            (_, Reply::Job(job)) => {
-                Ok(*job)
-            }
+        match self
+            .catalog
+            .propose_traced(actor, request, trace, command)
+            .await?
+        {
+            (_, Reply::Job(job)) => Ok(*job),
             (_, other) => Err(unexpected(&other)),
         }
     }
@@ -73,7 +99,11 @@ impl Control {
     ) -> Result<v1::CancelJobResponse> {
         let v1::CancelJobRequest { request_id, job } = request;
         let command = Command::CancelJob { job: id(&job)? };
-        if let Reply::Job(job) = self.catalog.propose(actor, request_id_of(&request_id)?, command).await? {
+        if let Reply::Job(job) = self
+            .catalog
+            .propose(actor, request_id_of(&request_id)?, command)
+            .await?
+        {
             self.fleet.job_cancelled(job.id, &job.agent);
         }
         Ok(v1::CancelJobResponse {})
@@ -86,7 +116,10 @@ impl Control {
     ) -> Result<BoxStream<'static, Result<v1::WatchJobResponse>>> {
         let job: JobId = id(&request.job)?;
         if self.catalog.read().await?.job(job)?.is_none() {
-            return Err(Error::refused(ErrorKind::NotFound, format!("there is no job {job}; see `get jobs`")));
+            return Err(Error::refused(
+                ErrorKind::NotFound,
+                format!("there is no job {job}; see `get jobs`"),
+            ));
         }
         let watch = Watch {
             control: self.clone(),

@@ -17,7 +17,9 @@ fn after_of(token: &str) -> Result<Option<Vec<u8>>> {
     if token.is_empty() {
         return Ok(None);
     }
-    hex::decode(token).map(Some).map_err(|_| invalid("`after` is not a page token of an earlier answer"))
+    hex::decode(token)
+        .map(Some)
+        .map_err(|_| invalid("`after` is not a page token of an earlier answer"))
 }
 
 fn next_of<T>(page: &Page<T>) -> String {
@@ -50,24 +52,42 @@ impl Control {
         Ok(v1::ListVaultsResponse { vaults })
     }
 
-    pub(super) async fn list_agents(&self, _: Actor, request: v1::ListRequest) -> Result<v1::ListAgentsResponse> {
+    pub(super) async fn list_agents(
+        &self,
+        _: Actor,
+        request: v1::ListRequest,
+    ) -> Result<v1::ListAgentsResponse> {
         let view = self.catalog.read().await?;
         let page = view.agents(after_of(&request.after)?.as_deref(), limit_of(request.limit))?;
         let next = next_of(&page);
         let mut agents = Vec::with_capacity(page.items.len());
         for agent in page.items {
-            let vault = view.vault(agent.vault)?.map_or_else(String::new, |vault| vault.name.to_string());
+            let vault = view
+                .vault(agent.vault)?
+                .map_or_else(String::new, |vault| vault.name.to_string());
             let connected = self.fleet.is_connected(&agent.name);
-            agents.push(wire_agent(&agent, vault, connected, self.fleet.last_seen(&agent.name)));
+            agents.push(wire_agent(
+                &agent,
+                vault,
+                connected,
+                self.fleet.last_seen(&agent.name),
+            ));
         }
         Ok(v1::ListAgentsResponse { agents, next })
     }
 
-    pub(super) async fn list_sources(&self, _: Actor, request: v1::ListRequest) -> Result<v1::ListSourcesResponse> {
+    pub(super) async fn list_sources(
+        &self,
+        _: Actor,
+        request: v1::ListRequest,
+    ) -> Result<v1::ListSourcesResponse> {
         let view = self.catalog.read().await?;
         let page = view.sources(after_of(&request.after)?.as_deref(), limit_of(request.limit))?;
         let next = next_of(&page);
-        Ok(v1::ListSourcesResponse { sources: page.items.iter().map(wire_source).collect(), next })
+        Ok(v1::ListSourcesResponse {
+            sources: page.items.iter().map(wire_source).collect(),
+            next,
+        })
     }
 
     pub(super) async fn list_snapshots(
@@ -75,14 +95,26 @@ impl Control {
         _: Actor,
         request: v1::ListSnapshotsRequest,
     ) -> Result<v1::ListSnapshotsResponse> {
-        let v1::ListSnapshotsRequest { source, include_deleted, after, limit, id: wanted } = request;
+        let v1::ListSnapshotsRequest {
+            source,
+            include_deleted,
+            after,
+            limit,
+            id: wanted,
+        } = request;
         let view = self.catalog.read().await?;
         if !wanted.is_empty() {
             let wanted: SnapshotId = id(&wanted)?;
             let found = view.snapshot(wanted)?.ok_or_else(|| {
-                Error::refused(ErrorKind::NotFound, format!("there is no snapshot {wanted}; see `get snapshots`"))
+                Error::refused(
+                    ErrorKind::NotFound,
+                    format!("there is no snapshot {wanted}; see `get snapshots`"),
+                )
             })?;
-            return Ok(v1::ListSnapshotsResponse { snapshots: vec![wire_snapshot(&found)], next: String::new() });
+            return Ok(v1::ListSnapshotsResponse {
+                snapshots: vec![wire_snapshot(&found)],
+                next: String::new(),
+            });
         }
         let (after, limit) = (after_of(&after)?, limit_of(limit));
         let page = match &source {
@@ -99,14 +131,24 @@ impl Control {
         let view = self.catalog.read().await?;
         let page = view.jobs(after_of(&request.after)?.as_deref(), limit_of(request.limit))?;
         let next = next_of(&page);
-        Ok(v1::ListJobsResponse { jobs: page.items.iter().map(wire_job).collect(), next })
+        Ok(v1::ListJobsResponse {
+            jobs: page.items.iter().map(wire_job).collect(),
+            next,
+        })
     }
 
-    pub(super) async fn list_audit(&self, _: Actor, request: v1::ListRequest) -> Result<v1::ListAuditResponse> {
+    pub(super) async fn list_audit(
+        &self,
+        _: Actor,
+        request: v1::ListRequest,
+    ) -> Result<v1::ListAuditResponse> {
         let view = self.catalog.read().await?;
         let page = view.audit(after_of(&request.after)?.as_deref(), limit_of(request.limit))?;
         let next = next_of(&page);
-        Ok(v1::ListAuditResponse { records: page.items.iter().map(wire_audit).collect(), next })
+        Ok(v1::ListAuditResponse {
+            records: page.items.iter().map(wire_audit).collect(),
+            next,
+        })
     }
 
     pub(super) async fn list_members(&self, _: Actor, _: v1::ListRequest) -> Result<v1::ListMembersResponse> {
@@ -115,10 +157,21 @@ impl Control {
         let members = metrics.membership_config.nodes().map(|(node, basic)| v1::Member {
             node: *node,
             address: basic.addr.clone(),
-            role: if leader == Some(*node) { "leader" } else { "follower" }.into(),
+            role: if leader == Some(*node) {
+                "leader"
+            } else {
+                "follower"
+            }
+            .into(),
             // Only our own is known until controllers speak to each other.
-            version: if *node == self.node.0 { env!("CARGO_PKG_VERSION").into() } else { String::new() },
+            version: if *node == self.node.0 {
+                env!("CARGO_PKG_VERSION").into()
+            } else {
+                String::new()
+            },
         });
-        Ok(v1::ListMembersResponse { members: members.collect() })
+        Ok(v1::ListMembersResponse {
+            members: members.collect(),
+        })
     }
 }

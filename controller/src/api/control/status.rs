@@ -55,7 +55,10 @@ impl Control {
         let meta = view.meta()?;
         let (applied_index, catalog_hash) = view.hash();
         Ok(v1::StatusResponse {
-            cluster: meta.as_ref().map(|meta| meta.cluster.as_bytes().to_vec().into()).unwrap_or_default(),
+            cluster: meta
+                .as_ref()
+                .map(|meta| meta.cluster.as_bytes().to_vec().into())
+                .unwrap_or_default(),
             name: meta.map(|meta| meta.name).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").into(),
             now,
@@ -69,7 +72,11 @@ impl Control {
             sources: counts.sources,
             sources_unprotected: counts.unprotected,
             snapshots: counts.snapshots,
-            jobs_running: view.active_jobs(None)?.iter().filter(|job| job.state == JobState::Running).count() as u64,
+            jobs_running: view
+                .active_jobs(None)?
+                .iter()
+                .filter(|job| job.state == JobState::Running)
+                .count() as u64,
             jobs_failed_last_day: counts.failed_last_day,
             warnings,
         })
@@ -107,7 +114,9 @@ fn count(view: &CatalogView, now: u64, warnings: &mut Vec<String>) -> Result<Cou
     loop {
         let page = view.jobs(after.as_deref(), limits::LIST_PAGE)?;
         let recent = page.items.iter().take_while(|job| job.created_at + DAY_MS > now);
-        let failed = recent.clone().filter(|job| matches!(job.state, JobState::Failed | JobState::Interrupted));
+        let failed = recent
+            .clone()
+            .filter(|job| matches!(job.state, JobState::Failed | JobState::Interrupted));
         counts.failed_last_day += failed.count() as u64;
         let all_recent = recent.count() == page.items.len();
         after = page.next.filter(|_| all_recent);
