@@ -38,7 +38,7 @@ pub struct Config {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
-    /// Threads that read, hash, compress and seal; cores + 2 when absent, since up to two wait for
+    /// Threads that read, hash, compress and seal; cores + 1 when absent, since one waits for
     /// the network.
     pub workers: Option<usize>,
     /// zstd level.
@@ -50,7 +50,7 @@ impl Pipeline {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get()) + 2)
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get()) + 1)
     }
 
     /// zstd level.

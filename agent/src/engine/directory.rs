@@ -29,7 +29,7 @@ use std::{
 /// Small files that one worker takes at a time: enough for one query, little enough to share.
 const BATCH_FILES: usize = 256;
 /// Their bytes together.
-const BATCH_BYTES: u64 = 2 << 20;
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// A place in a directory: what the snapshot will hold, perhaps still without its content; `None`
 /// for what is left out.

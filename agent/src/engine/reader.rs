@@ -25,10 +25,11 @@ use std::{
     },
 };
 
-/// Bytes of a window: two largest chunks, so that a cut always sees enough.
+/// Bytes of a window: two largest chunks, so that a cut always sees enough and what is left over
+/// needs to be moved but once for as much that is read.
 const WINDOW: usize = 2 * CHUNK_MAX;
-/// Bytes of chunks that travel to another worker together.
-const PIECE: usize = CHUNK_MAX;
+/// Bytes of chunks that travel to another worker together, at least.
+const PIECE: usize = 1 << 20;
 /// Times that a file which changes under the reader is read again.
 pub(super) const REREADS: usize = 2;
 /// From this size on a file's magic number may choose fixed segments.
@@ -235,22 +236,26 @@ fn read_pieces(
         if window.is_empty() {
             return Ok(total);
         }
-        let (lens, used) = cut_piece(shared, &window, ended, strategy);
-        let bytes = window[..used].to_vec();
-        window.copy_within(used.., 0);
-        window.truncate(window.len() - used);
-        add(&shared.stats.bytes_read, used as u64);
-        file.pending.fetch_add(1, Ordering::AcqRel);
-        let piece = Piece {
-            file: Arc::clone(file),
-            number,
-            bytes,
-            lens,
-        };
-        number += 1;
-        if let Some(piece) = shared.queue.offer_piece(piece) {
-            piece.store(shared, sink)?;
+        let mut at = 0;
+        while at < window.len() && (ended || window.len() - at >= CHUNK_MAX) {
+            let (lens, used) = cut_piece(shared, &window[at..], ended, strategy);
+            let bytes = window[at..at + used].to_vec();
+            at += used;
+            add(&shared.stats.bytes_read, used as u64);
+            file.pending.fetch_add(1, Ordering::AcqRel);
+            let piece = Piece {
+                file: Arc::clone(file),
+                number,
+                bytes,
+                lens,
+            };
+            number += 1;
+            if let Some(piece) = shared.queue.offer_piece(piece) {
+                piece.store(shared, sink)?;
+            }
         }
+        window.copy_within(at.., 0);
+        window.truncate(window.len() - at);
     }
 }
 

@@ -73,8 +73,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Largest catalog copy or other blob that is sealed as a whole.
 pub const SEALED_BLOB_MAX: usize = 256 * MIB;
-/// Packs that one agent has under way to a controller.
-pub const UPLOADS_IN_FLIGHT: usize = 2;
+/// Packs that one agent has under way to a controller: while one is sent, the next is filled, which
+/// takes longer; each is held in memory until it is acknowledged.
+pub const UPLOADS_IN_FLIGHT: usize = 1;
 
 // --- Controller -------------------------------------------------------------
 
@@ -100,7 +101,7 @@ pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 // --- Agent ------------------------------------------------------------------
 
 /// Raw chunk bytes that wait for a worker, all together.
-pub const CHUNK_BYTES_QUEUED: usize = 16 * MIB;
+pub const CHUNK_BYTES_QUEUED: usize = 8 * MIB;
 /// Times a commit is tried again after the controller asked for missing chunks.
 pub const COMMIT_RETRIES: usize = 3;
 /// First and longest pause between attempts to reach a controller.
