@@ -8,6 +8,8 @@ mod access;
 pub mod closure;
 mod commit;
 mod fetch;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod links;
 pub mod read;
 mod wire;

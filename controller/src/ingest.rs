@@ -219,3 +219,6 @@ impl Drop for UnderWay<'_> {
         self.packs.lock().remove(&self.pack);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,8 +9,9 @@ use crate::{
 };
 use bytes::Bytes;
 use holdfast_core::{ErrorKind, HasKind, PackId, VaultId, limits};
-use holdfast_repo::{PackDirectory, PackEntry, PackWriter, pack::TRAILER_LEN};
+use holdfast_repo::{PackDirectory, PackEntry, PackWriter};
 use holdfast_store::{Finished, ObjectName};
+use std::collections::HashSet;
 
 /// Live bytes that are copied before their originals are deleted: one new pack's worth of data.
 const GROUP_BYTES: u64 = limits::PACK_TARGET as u64;
@@ -20,6 +21,13 @@ struct Writers {
     nodes: PackWriter,
     data: PackWriter,
     written: u64,
+    made: HashSet<PackId>,
+}
+
+impl Writers {
+    fn of(&mut self, nodes: bool) -> &mut PackWriter {
+        if nodes { &mut self.nodes } else { &mut self.data }
+    }
 }
 
 impl Gc {
@@ -53,7 +61,12 @@ impl Gc {
         live: &Live,
     ) -> Result<u64> {
         match self.rewrite(fence, vault, group, plan, live).await {
-            Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Corrupt) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NoSpace | ErrorKind::Corrupt | ErrorKind::Conflict
+                ) =>
+            {
                 tracing::warn!(%error, packs = group.len(), "mostly dead packs are kept as they are");
                 Ok(0)
             }
@@ -76,6 +89,7 @@ impl Gc {
             nodes: PackWriter::new(vault, Vec::new()),
             data: PackWriter::new(vault, Vec::new()),
             written: 0,
+            made: HashSet::new(),
         };
         for pack in group {
             let directory = sync::read_directory(&*self.store, pack.id, vault, pack.len).await?;
@@ -87,11 +101,19 @@ impl Gc {
                 .collect();
             self.copy(fence, vault, pack.id, &wanted, &mut writers).await?;
         }
-        for writer in [&mut writers.nodes, &mut writers.data] {
-            let full = std::mem::replace(writer, PackWriter::new(vault, Vec::new()));
-            writers.written += self.keep_pack(fence, vault, full).await?;
+        for nodes in [true, false] {
+            self.close(fence, vault, &mut writers, nodes).await?;
         }
-        Ok(self.delete(fence, group).await?.saturating_sub(writers.written))
+        // A copy that is byte for byte its original would take itself away.
+        let originals: Vec<PackPlan> = group
+            .iter()
+            .filter(|pack| !writers.made.contains(&pack.id))
+            .cloned()
+            .collect();
+        Ok(self
+            .delete(fence, &originals)
+            .await?
+            .saturating_sub(writers.written))
     }
 
     async fn copy(
@@ -118,24 +140,34 @@ impl Gc {
                     format!("its blob {} is not what its directory lists", entry.id),
                 )
             })?;
-            let writer = if entry.kind.is_node() {
-                &mut writers.nodes
-            } else {
-                &mut writers.data
-            };
+            let nodes = entry.kind.is_node();
+            let writer = writers.of(nodes);
             writer.push_verbatim(&blob)?;
             if writer.is_full() {
-                let full = std::mem::replace(writer, PackWriter::new(vault, Vec::new()));
-                writers.written += self.keep_pack(fence, vault, full).await?;
+                self.close(fence, vault, writers, nodes).await?;
             }
         }
         Ok(())
     }
 
+    async fn close(&self, fence: u64, vault: VaultId, writers: &mut Writers, nodes: bool) -> Result<()> {
+        let full = std::mem::replace(writers.of(nodes), PackWriter::new(vault, Vec::new()));
+        if let Some((id, len)) = self.keep_pack(fence, vault, full).await? {
+            writers.made.insert(id);
+            writers.written += len;
+        }
+        Ok(())
+    }
+
     /// Writes a new pack durably, registers it, indexes it: from then on its originals are not needed.
-    async fn keep_pack(&self, fence: u64, vault: VaultId, writer: PackWriter) -> Result<u64> {
+    async fn keep_pack(
+        &self,
+        fence: u64,
+        vault: VaultId,
+        writer: PackWriter,
+    ) -> Result<Option<(PackId, u64)>> {
         if writer.is_empty() {
-            return Ok(0);
+            return Ok(None);
         }
         let finished = tokio::task::spawn_blocking(move || {
             let (id, bytes) = writer.finish();
@@ -145,7 +177,6 @@ impl Gc {
         let (id, bytes, directory) = finished
             .await
             .map_err(|_| Error::Internal("writing a pack ended abnormally".into()))??;
-        debug_assert!(bytes.len() > TRAILER_LEN);
         let name = ObjectName::pack(&id);
         let len = bytes.len() as u64;
         if self.store.put(&name, bytes.clone()).await? == Finished::AlreadyThere
@@ -170,7 +201,7 @@ impl Gc {
         }
         let indexed = sync::indexed(id, vault, &directory);
         self.index.blocking(move |index| index.add(&[indexed])).await?;
-        Ok(len)
+        Ok(Some((id, len)))
     }
 
     /// Deletes packs: in the catalog, for ever; then in the index; then their files.

@@ -27,6 +27,9 @@ pub struct PackPlan {
     pub len: u64,
     /// Bytes of its live blobs.
     pub live: u64,
+    /// Bytes of all its blobs. Of small packs the frame is the larger part: it must not count as dead, or they
+    /// would be copied again and again.
+    pub blobs: u64,
     /// Its number within the vault, in the order of registration.
     pub(super) number: u32,
 }
@@ -111,6 +114,7 @@ impl Gc {
                     id: pack.id,
                     len: pack.len,
                     live: 0,
+                    blobs: 0,
                     number,
                 };
                 self.judge(pack, live, &mut judged, &mut packs, &mut copies, &mut plan)
@@ -124,7 +128,7 @@ impl Gc {
         }
         for judged in packs {
             let is_dead = judged.live == 0;
-            let is_sparse = judged.live * 100 < judged.len * REWRITE_BELOW_PERCENT;
+            let is_sparse = judged.live * 100 < judged.blobs * REWRITE_BELOW_PERCENT;
             if (is_dead || is_sparse) && waiting.covers(judged.id)? {
                 plan.waiting += 1;
                 plan.kept += 1;
@@ -159,6 +163,7 @@ impl Gc {
         }
         let directory = sync::read_directory(&*self.store, pack.id, pack.vault, pack.len).await?;
         for entry in directory.entries {
+            judged.blobs += u64::from(entry.len);
             if !live.has(&entry.id) {
                 plan.chunks_dead += 1;
                 continue;

@@ -95,20 +95,21 @@ where
             "its bytes are not those that its id names; it was changed on its way, send it again",
         ));
     }
-    directory(&tail.bytes(), announced)
+    directory(&tail, announced)
 }
 
 /// Reads the directory from the end of a pack whose hash was checked.
-fn directory(tail: &[u8], announced: Announced) -> Result<PackDirectory> {
-    let (before, trailer) = tail.split_at(tail.len().saturating_sub(TRAILER_LEN));
-    let trailer = Trailer::decode(trailer, announced.len)?;
+fn directory(tail: &Tail, announced: Announced) -> Result<PackDirectory> {
+    let trailer = Trailer::decode(&tail.last(TRAILER_LEN), announced.len)?;
     if trailer.id != announced.pack {
         return Err(refused(announced.pack, "its last bytes name another pack"));
     }
-    let start = usize::try_from(trailer.directory_len)
-        .ok()
-        .and_then(|len| before.len().checked_sub(len));
-    let bytes = start.map(|start| &before[start..]).unwrap_or_default();
+    // Bounded by the trailer's own check.
+    let len = usize::try_from(trailer.directory_len)
+        .unwrap_or(usize::MAX)
+        .min(DIRECTORY_MAX);
+    let end = tail.last(len + TRAILER_LEN);
+    let bytes = end.get(..len).unwrap_or_default();
     Ok(PackDirectory::decode(bytes, trailer.directory_offset)?)
 }
 
@@ -200,10 +201,15 @@ impl Tail {
         }
     }
 
-    fn bytes(&self) -> Vec<u8> {
-        self.frames
-            .iter()
-            .flat_map(|frame| frame.iter().copied())
-            .collect()
+    /// The last `wanted` bytes, or all where there are fewer.
+    fn last(&self, wanted: usize) -> Vec<u8> {
+        let mut skip = self.len.saturating_sub(wanted);
+        let mut bytes = Vec::with_capacity(wanted.min(self.len));
+        for frame in &self.frames {
+            let skipped = skip.min(frame.len());
+            skip -= skipped;
+            bytes.extend_from_slice(&frame[skipped..]);
+        }
+        bytes
     }
 }
