@@ -255,13 +255,15 @@ fn an_agents_key_deletes_nothing_and_reads_nothing_foreign() {
                 })
                 .await;
             let status = opened.expect_err("a replaced certificate was accepted");
-            assert!(
-                matches!(
-                    status.code(),
-                    Code::PermissionDenied | Code::Unauthenticated | Code::Unavailable
-                ),
-                "{status:?}"
-            );
+            // TLS 1.3 tells a client after its handshake: the connection just ends.
+            let refused = [
+                Code::PermissionDenied,
+                Code::Unauthenticated,
+                Code::Unavailable,
+                Code::Cancelled,
+                Code::Unknown,
+            ];
+            assert!(refused.contains(&status.code()), "{status:?}");
         }
     });
 }

@@ -17,6 +17,7 @@ use holdfast_integration::{
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -71,12 +72,14 @@ impl Damage {
         damage
     }
 
-    /// Through a new file: the store's files may be read-only, and nobody else's handle must see it.
+    /// In place, as a disk does it: whoever has the file open sees it too. A file that its owner removed
+    /// meanwhile stays removed.
     fn put(&self, bytes: &[u8]) {
-        let mode = fs::metadata(&self.path).unwrap().permissions();
-        fs::remove_file(&self.path).unwrap();
-        fs::write(&self.path, bytes).unwrap();
-        fs::set_permissions(&self.path, mode).unwrap();
+        let Ok(file) = fs::File::options().write(true).open(&self.path) else {
+            return;
+        };
+        file.write_all_at(bytes, 0).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
     }
 }
 
