@@ -19,6 +19,7 @@ use std::{
     fs,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Regular files below `dir`, in a fixed order.
@@ -124,6 +125,7 @@ fn every_flip_in_the_store_is_found_and_no_wrong_byte_comes_back() {
         let kind = names[round % names.len()];
         let path = &kinds[kind][rng.index(kinds[kind].len())];
         let damage = Damage::new(path, &mut rng);
+        eprintln!("{}", damage.what);
         let found = scenario.cluster.ctl(["verify", "--read-data"]);
         assert_eq!(
             found.code,
@@ -181,11 +183,12 @@ fn damage_to_other_state_is_found_or_harmless() {
         .iter()
         .zip(&saved)
         .for_each(|(place, saved)| copy(place, saved));
-    let (mut refused, mut harmless) = (0, 0);
+    let (mut refused, mut harmless, mut agents_refused) = (0, 0, 0);
     for round in 0..seed::count(20, 200) {
         // The store has its own test above.
         let candidates = files(&places[round % 2]);
         let damage = Damage::new(&candidates[rng.index(candidates.len())], &mut rng);
+        eprintln!("{}", damage.what);
         scenario.cluster.start_controller(None);
         scenario.cluster.start_agent(AGENT, None);
         let up = wait::poll(wait::PATIENCE, || {
@@ -200,7 +203,13 @@ fn damage_to_other_state_is_found_or_harmless() {
             harmless += 1;
             scenario.assert_all_restore();
             // The agent may refuse its damaged state, but what it backs up must be right.
-            if scenario.cluster.backup(SOURCE).code == 0 {
+            let connected = wait::poll(Duration::from_secs(5), || {
+                let gone = scenario.cluster.agent_process(AGENT).exited().is_some();
+                (gone || scenario.cluster.is_connected(AGENT)).then_some(!gone)
+            });
+            if connected != Some(true) {
+                agents_refused += 1;
+            } else if scenario.cluster.backup(SOURCE).code == 0 {
                 let new = scenario.adopt();
                 new.iter().for_each(|id| scenario.assert_restores(id));
                 new.iter().for_each(|id| scenario.forget(id));
@@ -222,7 +231,10 @@ fn damage_to_other_state_is_found_or_harmless() {
             .zip(&saved)
             .for_each(|(place, saved)| copy(saved, place));
     }
-    println!("damaged state files: {refused} refused, {harmless} harmless");
+    println!(
+        "damaged state files: {refused} refused by the controller, {agents_refused} by the agent, {} harmless",
+        harmless - agents_refused
+    );
 }
 
 /// A fresh copy of a directory.

@@ -373,14 +373,19 @@ impl Cluster {
             {
                 panic!("agent {name} ended with {status}\n{}", process.tail(40));
             }
-            let output = self.ctl(["get", "agents", "-o", "json"]);
-            (output.code == 0
-                && output
-                    .rows()
-                    .iter()
-                    .any(|row| row["name"] == name && row["connected"] == true))
-            .then_some(())
+            self.is_connected(name).then_some(())
         });
+    }
+
+    /// Whether the controller has the agent's control stream now.
+    #[must_use]
+    pub fn is_connected(&self, name: &str) -> bool {
+        let output = self.ctl(["get", "agents", "-o", "json"]);
+        output.code == 0
+            && output
+                .rows()
+                .iter()
+                .any(|row| row["name"] == name && row["connected"] == true)
     }
 
     // --- Operator -----------------------------------------------------------
