@@ -224,11 +224,20 @@ fn read_pieces(
     strategy: Strategy,
 ) -> Result<u64> {
     rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(0))?;
-    let mut window: Vec<u8> = Vec::with_capacity(WINDOW);
+    // One byte more than the file has shows its end without growing.
+    let room = usize::try_from(rustix::fs::fstat(fd)?.st_size)
+        .unwrap_or(WINDOW)
+        .min(WINDOW - 1)
+        + 1;
+    let mut window: Vec<u8> = Vec::with_capacity(room);
     let (mut number, mut total, mut ended) = (0, 0, false);
     loop {
         shared.check_cancelled()?;
         while !ended && window.len() < WINDOW {
+            if window.len() == window.capacity() {
+                // The file has grown since.
+                window.reserve_exact(WINDOW - window.len());
+            }
             let read = rustix::io::read(fd, rustix::buffer::spare_capacity(&mut window))?;
             ended = read == 0;
             total += read as u64;

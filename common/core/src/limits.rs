@@ -101,7 +101,7 @@ pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 // --- Agent ------------------------------------------------------------------
 
 /// Raw chunk bytes that wait for a worker, all together.
-pub const CHUNK_BYTES_QUEUED: usize = 8 * MIB;
+pub const CHUNK_BYTES_QUEUED: usize = 6 * MIB;
 /// Times a commit is tried again after the controller asked for missing chunks.
 pub const COMMIT_RETRIES: usize = 3;
 /// First and longest pause between attempts to reach a controller.
