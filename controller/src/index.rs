@@ -340,7 +340,9 @@ impl ChunkIndex {
         let mut place = self.database.write();
         // The old one must be closed first: it holds the directory's lock.
         place.take();
-        let (database, live) = database::open(&self.dir, &self.options)?;
+        let opened = database::open(&self.dir, &self.options);
+        self.note_damage(&opened);
+        let (database, live) = opened?;
         *self.live.write() = live;
         *place = Some(database);
         Ok(())

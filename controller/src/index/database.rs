@@ -14,7 +14,8 @@ use fjall::{
 };
 use holdfast_core::{ChunkId, PackId, VaultId};
 use std::{
-    fs,
+    fs, io,
+    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
@@ -46,15 +47,27 @@ const JOURNAL_BYTES: u64 = 64 << 20;
 
 pub(super) struct Database {
     db: Fjall,
-    /// vault number, chunk id → places
-    chunks: Keyspace,
-    /// pack id → number
-    packs: Keyspace,
-    /// number → pack id
-    numbers: Keyspace,
-    /// vault id → number
-    vaults: Keyspace,
-    meta: Keyspace,
+    /// All rows in one tree, told apart by their first byte. In a tree of their own the list of packs and
+    /// the chunks could be lost one without the other.
+    rows: Keyspace,
+}
+
+/// vault number, chunk id → places
+const CHUNK: u8 = rows::CHUNK;
+/// pack id → number
+const PACK: u8 = b'p';
+/// number → pack id
+const NUMBER: u8 = b'n';
+/// vault id → number
+const VAULT: u8 = b'v';
+/// name → number
+const META: u8 = b'm';
+
+fn key(table: u8, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + rest.len());
+    key.push(table);
+    key.extend_from_slice(rest);
+    key
 }
 
 /// Opens the database; when that fails for any reason but a lack of rights or space, begins a new one.
@@ -64,7 +77,9 @@ pub(super) fn open_or_set_aside(dir: &Path, options: &IndexOptions) -> Result<(D
     } else {
         match catch_unwind(AssertUnwindSafe(|| open(dir, options))) {
             Ok(Ok(opened)) => return Ok(opened),
-            Ok(Err(error @ Error::Io { .. })) => return Err(error),
+            Ok(Err(Error::Io { source, action, path })) if is_in_the_way(&source) => {
+                return Err(Error::Io { action, path, source });
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "opening it failed abnormally".to_owned(),
         }
@@ -72,7 +87,7 @@ pub(super) fn open_or_set_aside(dir: &Path, options: &IndexOptions) -> Result<(D
     tracing::warn!(why, "setting the chunk index aside; it is rebuilt from the packs");
     let aside = dir.with_extension("damaged");
     match fs::remove_dir_all(&aside) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &aside, e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &aside, e)),
         _ => {}
     }
     files::rename_durably(dir, &aside)?;
@@ -93,30 +108,21 @@ pub(super) fn open(dir: &Path, options: &IndexOptions) -> Result<(Database, Live
         .max_journaling_size(JOURNAL_BYTES)
         .open()
         .map_err(|e| failed(dir, e))?;
-    let table = |name: &str| {
-        // Keys are hashes: nothing in them compresses, and a hash index in each block finds them fastest.
-        let options = || {
-            KeyspaceCreateOptions::default()
-                .data_block_compression_policy(CompressionPolicy::disabled())
-                .data_block_hash_ratio_policy(HashRatioPolicy::all(8.0))
-                .max_memtable_size(MEMTABLE_BYTES)
-        };
-        db.keyspace(name, options).map_err(|e| failed(dir, e))
+    // Keys are hashes: nothing in them compresses, and a hash index in each block finds them fastest.
+    let options = || {
+        KeyspaceCreateOptions::default()
+            .data_block_compression_policy(CompressionPolicy::disabled())
+            .data_block_hash_ratio_policy(HashRatioPolicy::all(8.0))
+            .max_memtable_size(MEMTABLE_BYTES)
     };
-    let database = Database {
-        chunks: table("chunks")?,
-        packs: table("packs")?,
-        numbers: table("numbers")?,
-        vaults: table("vaults")?,
-        meta: table("meta")?,
-        db,
-    };
+    let rows = db.keyspace("rows", options).map_err(|e| failed(dir, e))?;
+    let database = Database { db, rows };
     match database.meta_number("version")? {
         Some(VERSION) => {}
         None if database.next_pack()? == 0 => {
             database
-                .meta
-                .insert("version", VERSION.to_be_bytes())
+                .rows
+                .insert(key(META, b"version"), VERSION.to_be_bytes())
                 .map_err(|e| failed(dir, e))?;
         }
         version => {
@@ -127,41 +133,56 @@ pub(super) fn open(dir: &Path, options: &IndexOptions) -> Result<(Database, Live
         }
     }
     let mut live = Live::default();
-    for item in database.numbers.iter() {
+    for item in database.rows.prefix([NUMBER]) {
         let key = item.key().map_err(|e| failed(dir, e))?;
-        live.set(number(&key)?);
+        live.set(number(&key[1..])?);
     }
     Ok((database, live))
 }
 
-/// A full disk or a refused write is not damage; everything else that the database says of its files is.
+/// A full disk or a missing right is not damage; everything else that the database says of its files is.
 fn failed(dir: &Path, error: fjall::Error) -> Error {
     match error {
-        fjall::Error::Io(source) if !is_decoding(&source) => Error::io("use the chunk index", dir, source),
-        fjall::Error::Storage(fjall::LsmError::Io(source)) if !is_decoding(&source) => {
+        fjall::Error::Io(source) if !is_damage(&source) => Error::io("use the chunk index", dir, source),
+        fjall::Error::Storage(fjall::LsmError::Io(source)) if !is_damage(&source) => {
             Error::io("use the chunk index", dir, source)
         }
         fjall::Error::Poisoned => Error::io(
             "write to the chunk index",
             dir,
-            std::io::Error::other("an earlier write failed; see the log"),
+            io::Error::other("an earlier write failed; see the log"),
         ),
         fjall::Error::Locked => Error::io(
             "lock the chunk index",
             dir,
-            std::io::Error::other("another process uses it"),
+            io::Error::new(io::ErrorKind::ResourceBusy, "another process uses it"),
         ),
         other => Error::corrupt("the chunk index", other.to_string()),
     }
 }
 
-/// I/O errors that a reader makes of wrong bytes.
-fn is_decoding(error: &std::io::Error) -> bool {
+/// Errors at opening that a new, empty database would meet too.
+fn is_in_the_way(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        std::io::ErrorKind::UnexpectedEof
-            | std::io::ErrorKind::InvalidData
-            | std::io::ErrorKind::InvalidInput
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::ResourceBusy
+    )
+}
+
+/// I/O errors that wrong bytes or missing files lead to.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
     )
 }
 
@@ -172,32 +193,34 @@ fn number(bytes: &[u8]) -> Result<u32> {
 }
 
 impl Database {
-    fn get(&self, table: &Keyspace, key: &[u8]) -> Result<Option<fjall::UserValue>> {
-        table.get(key).map_err(|e| failed(self.path(), e))
+    fn get(&self, key: &[u8]) -> Result<Option<fjall::UserValue>> {
+        self.rows.get(key).map_err(|e| failed(self.path(), e))
     }
 
     fn path(&self) -> &Path {
-        self.meta.path()
+        self.rows.path()
     }
 
-    fn get_number(&self, table: &Keyspace, key: &[u8]) -> Result<Option<u32>> {
-        self.get(table, key)?.map(|value| number(&value)).transpose()
+    fn get_number(&self, table: u8, rest: &[u8]) -> Result<Option<u32>> {
+        self.get(&key(table, rest))?
+            .map(|value| number(&value))
+            .transpose()
     }
 
-    fn meta_number(&self, key: &str) -> Result<Option<u32>> {
-        self.get_number(&self.meta, key.as_bytes())
+    fn meta_number(&self, name: &str) -> Result<Option<u32>> {
+        self.get_number(META, name.as_bytes())
     }
 
     pub fn row(&self, vault: u32, id: &ChunkId) -> Result<Option<fjall::UserValue>> {
-        self.raw_row(&rows::key(vault, id))
+        self.get(&rows::key(vault, id))
     }
 
     pub fn raw_row(&self, key: &[u8]) -> Result<Option<fjall::UserValue>> {
-        self.get(&self.chunks, key)
+        self.get(key)
     }
 
     pub fn vault_number(&self, vault: VaultId) -> Result<Option<u32>> {
-        self.get_number(&self.vaults, vault.as_bytes())
+        self.get_number(VAULT, vault.as_bytes())
     }
 
     pub fn vault_number_or_new(&self, vault: VaultId) -> Result<u32> {
@@ -205,10 +228,10 @@ impl Database {
             return Ok(number);
         }
         let next = self.meta_number("next-vault")?.unwrap_or(0);
-        let mut batch = self.db.batch();
-        batch.insert(&self.vaults, vault.as_bytes(), next.to_be_bytes());
-        batch.insert(&self.meta, "next-vault", (next + 1).to_be_bytes());
-        batch.commit().map_err(|e| failed(self.path(), e))?;
+        let mut batch = self.batch();
+        batch.put(VAULT, vault.as_bytes(), &next.to_be_bytes());
+        batch.put(META, b"next-vault", &(next + 1).to_be_bytes());
+        batch.commit()?;
         Ok(next)
     }
 
@@ -218,11 +241,11 @@ impl Database {
     }
 
     pub fn pack_number(&self, pack: PackId) -> Result<Option<u32>> {
-        self.get_number(&self.packs, pack.as_bytes())
+        self.get_number(PACK, pack.as_bytes())
     }
 
     pub fn pack_of_number(&self, number: u32) -> Result<Option<PackId>> {
-        self.get(&self.numbers, &number.to_be_bytes())?
+        self.get(&key(NUMBER, &number.to_be_bytes()))?
             .map(|value| pack_id(&value))
             .transpose()
     }
@@ -232,13 +255,18 @@ impl Database {
     }
 
     pub fn packs(&self, after: Option<PackId>, limit: usize) -> Result<Vec<PackId>> {
-        use std::ops::Bound;
-        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.0.to_vec()));
-        self.packs
-            .range::<Vec<u8>, _>((from, Bound::Unbounded))
+        let after = after.map(|after| key(PACK, after.as_bytes()));
+        self.table(PACK, after)
             .take(limit)
-            .map(|item| pack_id(&item.key().map_err(|e| failed(self.path(), e))?))
+            .map(|item| pack_id(&item.key().map_err(|e| failed(self.path(), e))?[1..]))
             .collect()
+    }
+
+    /// The rows of one table behind a key, in order.
+    fn table(&self, table: u8, after: Option<Vec<u8>>) -> fjall::Iter {
+        let from = after.map_or(Bound::Included(vec![table]), Bound::Excluded);
+        self.rows
+            .range::<Vec<u8>, _>((from, Bound::Excluded(vec![table + 1])))
     }
 
     /// At most `limit` keys behind `after` whose rows satisfy a condition, in order.
@@ -248,10 +276,8 @@ impl Database {
         limit: usize,
         condition: impl Fn(&[Row]) -> bool,
     ) -> Result<Vec<Vec<u8>>> {
-        use std::ops::Bound;
-        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.to_vec()));
         let mut keys = Vec::new();
-        for item in self.chunks.range::<Vec<u8>, _>((from, Bound::Unbounded)) {
+        for item in self.table(CHUNK, after.map(<[u8]>::to_vec)) {
             let (key, value) = item.into_inner().map_err(|e| failed(self.path(), e))?;
             if condition(&rows::decode(&value)?) {
                 keys.push(key.to_vec());
@@ -282,34 +308,35 @@ pub(super) struct Batch<'a> {
 }
 
 impl Batch<'_> {
+    fn put(&mut self, table: u8, rest: &[u8], value: &[u8]) {
+        self.batch.insert(&self.database.rows, key(table, rest), value);
+    }
+
     pub fn put_row(&mut self, key: &[u8], value: &[u8]) {
-        self.batch.insert(&self.database.chunks, key, value);
+        self.batch.insert(&self.database.rows, key, value);
     }
 
     pub fn remove_row(&mut self, key: &[u8]) {
-        self.batch.remove(&self.database.chunks, key);
+        self.batch.remove(&self.database.rows, key);
     }
 
     pub fn put_pack(&mut self, pack: PackId, number: u32) {
-        self.batch
-            .insert(&self.database.packs, pack.as_bytes(), number.to_be_bytes());
-        self.batch
-            .insert(&self.database.numbers, number.to_be_bytes(), pack.as_bytes());
+        self.put(PACK, pack.as_bytes(), &number.to_be_bytes());
+        self.put(NUMBER, &number.to_be_bytes(), pack.as_bytes());
     }
 
     pub fn remove_pack(&mut self, pack: PackId, number: u32) {
-        self.batch.remove(&self.database.packs, pack.as_bytes());
-        self.batch.remove(&self.database.numbers, number.to_be_bytes());
+        self.batch.remove(&self.database.rows, key(PACK, pack.as_bytes()));
+        self.batch
+            .remove(&self.database.rows, key(NUMBER, &number.to_be_bytes()));
     }
 
     pub fn put_next_pack(&mut self, next: u32) {
-        self.batch
-            .insert(&self.database.meta, "next-pack", next.to_be_bytes());
+        self.put(META, b"next-pack", &next.to_be_bytes());
     }
 
     pub fn put_unswept(&mut self, unswept: bool) {
-        self.batch
-            .insert(&self.database.meta, "unswept", u32::from(unswept).to_be_bytes());
+        self.put(META, b"unswept", &u32::from(unswept).to_be_bytes());
     }
 
     pub fn commit(self) -> Result<()> {

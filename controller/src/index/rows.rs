@@ -13,8 +13,12 @@ pub(super) struct Row {
 
 const ROW_LEN: usize = 12;
 
+/// First byte of these keys.
+pub(super) const CHUNK: u8 = b'c';
+
 pub(super) fn key(vault: u32, id: &ChunkId) -> Vec<u8> {
-    let mut key = Vec::with_capacity(36);
+    let mut key = Vec::with_capacity(37);
+    key.push(CHUNK);
     key.extend_from_slice(&vault.to_be_bytes());
     key.extend_from_slice(id.as_bytes());
     key

@@ -195,6 +195,74 @@ fn a_failed_write_does_not_need_a_restart() {
     assert_eq!(known(&index, VAULT, 0..30), 20);
 }
 
+/// What a power cut may leave of files that nobody synced. The start may lose packs, which are then indexed again;
+/// it must not say that it has a pack of which chunks are gone.
+#[test]
+fn a_lost_or_cut_file_never_leaves_a_pack_without_its_chunks() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(&dir);
+    for n in 0..40_u8 {
+        index
+            .add(&[pack(n, VAULT, u64::from(n) * 1000..u64::from(n) * 1000 + 500)])
+            .unwrap();
+        if n % 16 == 15 {
+            index.reopen().unwrap();
+        }
+    }
+    drop(index);
+    let home = dir.path().join("index");
+    let good = dir.path().join("good");
+    std::fs::rename(&home, &good).unwrap();
+    let files = walk(&good);
+    assert!(files.len() > 5, "{files:?}");
+    for file in &files {
+        let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        for keep in [None, Some(0), Some(len / 2), Some(len.saturating_sub(1))] {
+            copy(&good, &home);
+            let victim = home.join(file.strip_prefix(&good).unwrap());
+            match keep {
+                None => std::fs::remove_file(&victim).unwrap(),
+                Some(keep) => std::fs::File::options()
+                    .write(true)
+                    .open(&victim)
+                    .unwrap()
+                    .set_len(keep as u64)
+                    .unwrap(),
+            }
+            let index = open(&dir);
+            for n in 0..40_u8 {
+                let ids: Vec<_> = (u64::from(n) * 1000..u64::from(n) * 1000 + 500).map(id).collect();
+                let found = index
+                    .has_pack(PackId([n; 32]))
+                    .and_then(|has| Ok((has, index.contains(VAULT, &ids)?)));
+                match found {
+                    Ok((true, known)) => {
+                        let lost = known.iter().filter(|known| !**known).count();
+                        assert_eq!(lost, 0, "{} cut to {keep:?}: pack {n}", victim.display());
+                    }
+                    Ok((false, _)) => {}
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}"),
+                }
+            }
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    let _ = std::fs::remove_dir_all(to.with_extension("damaged"));
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
