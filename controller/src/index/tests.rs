@@ -212,7 +212,7 @@ fn a_lost_or_cut_file_never_leaves_a_pack_without_its_chunks() {
     drop(index);
     let home = dir.path().join("index");
     let good = dir.path().join("good");
-    std::fs::rename(&home, &good).unwrap();
+    crate::raft::files::rename_durably(&home, &good).unwrap();
     let files = walk(&good);
     assert!(files.len() > 5, "{files:?}");
     for file in &files {
