@@ -244,15 +244,18 @@ impl Jobs {
         }
     }
 
-    /// Asks all to stop, and waits until they have, bounded by `patience`.
-    pub async fn stop(&self, patience: Duration) {
+    fn cancel_all(&self) {
         let mut table = self.table.lock();
         table.stopping = true;
         table
             .running
             .values()
             .for_each(|cancel| cancel.store(true, Ordering::Relaxed));
-        drop(table);
+    }
+
+    /// Asks all to stop, and waits until they have, bounded by `patience`.
+    pub async fn stop(&self, patience: Duration) {
+        self.cancel_all();
         let all_ended = async {
             while !self.table.lock().running.is_empty() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -280,13 +283,16 @@ impl Jobs {
             .inc();
         self.bytes_sent.inc_by(context.stats.progress().sent);
         let message = update(context.job, context.attempt, job_update::What::Result(result));
+        self.keep_result(message.clone());
+        self.tell(message);
+    }
+
+    fn keep_result(&self, message: AgentMessage) {
         let mut table = self.table.lock();
         if table.results.len() == RESULTS_KEPT {
             table.results.pop_front();
         }
-        table.results.push_back(message.clone());
-        drop(table);
-        self.tell(message);
+        table.results.push_back(message);
     }
 
     /// Takes a job off the table: what to say of its end, or nothing when the agent itself ends and
