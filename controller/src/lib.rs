@@ -11,21 +11,21 @@
     )
 )]
 
-pub mod catalog;
-pub mod upkeep;
-pub mod verify;
-pub mod serve;
-pub mod copies;
-pub mod config;
-pub mod session;
-pub mod jobs;
 pub mod api;
+pub mod catalog;
+pub mod config;
+pub mod copies;
 pub mod data;
 pub mod error;
 pub mod gauges;
 pub mod gc;
 pub mod index;
 pub mod ingest;
+pub mod jobs;
 pub mod raft;
+pub mod serve;
+pub mod session;
+pub mod upkeep;
+pub mod verify;
 
 pub use error::{Error, Result};
