@@ -27,7 +27,9 @@ const PHASES: &[(Who, &str)] = &[
     (Who::Agent, "walk"),
     (Who::Agent, "upload"),
     (Who::Agent, "commit"),
+    (Who::Controller, "upload"),
     (Who::Controller, "register"),
+    (Who::Controller, "commit-check"),
     (Who::Controller, "commit"),
     (Who::Controller, "raft-append"),
     (Who::Controller, "raft-snapshot-build"),
@@ -43,7 +45,7 @@ impl Run {
     fn new(name: &str) -> Self {
         let seed = seed::of_run(name);
         // Raft snapshots every few entries, so that one falls into every backup.
-        let env = vec![("HOLDFAST_RAFT_SNAPSHOT_LOG_BYTES".to_string(), "4096".to_string())];
+        let env = vec![("HOLDFAST_SNAPSHOT_LOG_BYTES".to_string(), "4096".to_string())];
         let mut scenario = Scenario::start(
             Options {
                 env,
