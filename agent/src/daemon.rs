@@ -73,7 +73,15 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
             connected = connect(&state.membership.addresses, &tls, &options) => connected,
         };
         let ended = match connected {
-            Ok(connection) => hold_stream(connection, &hello, &jobs, &stop).await,
+            Ok(connection) => {
+                let began = tokio::time::Instant::now();
+                let ended = hold_stream(connection, &hello, &jobs, &stop).await;
+                // It held for longer than we had waited for it: a new trouble, not the old one.
+                if began.elapsed() > pause {
+                    pause = RECONNECT_PAUSE.0;
+                }
+                ended
+            }
             Err(error) => Err(Fault::from(error)),
         };
         match ended {
