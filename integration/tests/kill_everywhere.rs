@@ -45,7 +45,7 @@ impl Run {
     fn new(name: &str) -> Self {
         let seed = seed::of_run(name);
         // Raft snapshots every few entries, so that one falls into every backup.
-        let env = vec![("HOLDFAST_SNAPSHOT_LOG_BYTES".to_string(), "4096".to_string())];
+        let env = vec![("HOLDFAST_SNAPSHOT_LOG_BYTES".to_string(), "512".to_string())];
         let mut scenario = Scenario::start(
             Options {
                 env,
@@ -131,8 +131,17 @@ impl Run {
         for attempt in 0.. {
             self.scenario.change();
             let nth = if attempt == 0 { 1 + self.rng.index(3) } else { 1 };
+            let start = std::time::Instant::now();
             let (output, sprung) = self.backup_with_trap(watched, victim, phase, nth);
+            let told = start.elapsed();
             self.settle();
+            eprintln!(
+                "{name}: sprung {sprung}, exit code {} after {:.1} s, settled after {:.1} s: {}",
+                output.code,
+                told.as_secs_f64(),
+                start.elapsed().as_secs_f64(),
+                output.stderr.lines().last().unwrap_or_default()
+            );
             let mut new = self.scenario.adopt();
             // What was acknowledged is there.
             assert!(
