@@ -139,6 +139,16 @@ fn the_controllers_own_state_has_no_space() {
     scenario.cluster.start_controller(None);
     scenario.cluster.wait_ready();
     scenario.cluster.wait_connected(AGENT);
+    // A job that was asked for before may run now: the source must not change under it.
+    holdfast_integration::wait::until("jobs of before to end", || {
+        let jobs = scenario.cluster.ctl(["get", "jobs", "-o", "json"]);
+        let is_over = |state: &str| !matches!(state, "queued" | "offered" | "running");
+        jobs.code == 0
+            && jobs
+                .rows()
+                .iter()
+                .all(|job| job["state"].as_str().is_some_and(is_over))
+    });
     let new = scenario.adopt();
     assert!(
         !acknowledged || new.len() == 1,

@@ -18,6 +18,10 @@ use holdfast_integration::{
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 const FILES: usize = 60;
@@ -114,7 +118,11 @@ impl Bench {
             .command(&self.scenario.cluster.binaries().ctl());
         command.args(["backup", "run", SOURCE, "--wait"]);
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let running = std::thread::spawn(move || sender.send(Output::of(command)));
+        let off = Arc::new(AtomicBool::new(false));
+        let running = std::thread::spawn({
+            let off = Arc::clone(&off);
+            move || sender.send(Output::of_until(command, &off))
+        });
         let told = wait::poll(wait::PATIENCE, || {
             if let Ok(output) = receiver.try_recv() {
                 return Some(Some(output));
@@ -126,6 +134,8 @@ impl Bench {
         self.power().with(Model::cut_now);
         self.scenario.cluster.kill_agent(AGENT);
         self.scenario.cluster.kill_controller();
+        // The command line would wait minutes for a controller that comes back: its machine is off too.
+        off.store(true, Ordering::Relaxed);
         let _ = running.join();
         // An answer that arrived between the cut and our look at it counts as given.
         told.or_else(|| receiver.try_recv().ok().filter(|output| output.code == 0))
@@ -174,7 +184,14 @@ impl Bench {
         made.iter().for_each(|id| self.scenario.forget(id));
         restored.map_err(|_| "a visible snapshot does not restore".to_string())?;
         let verified = self.scenario.cluster.ctl(["verify", "--read-data"]);
-        if verified.code != 0 {
+        // What a cut left unregistered is left over, not lost; `gc` takes it away.
+        let text = format!("{}\n{}", verified.text(), verified.stderr);
+        let found: Vec<_> = text.lines().filter(|line| line.starts_with("FOUND")).collect();
+        let is_whole = !found.is_empty()
+            && found
+                .iter()
+                .all(|line| line.contains("the catalog does not know it"));
+        if verified.code != 0 && !is_whole {
             return Err(format!(
                 "verify finds damage: {}{}",
                 verified.text(),

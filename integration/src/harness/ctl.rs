@@ -4,6 +4,7 @@ use crate::wait;
 use std::{
     io::Read,
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -26,7 +27,13 @@ pub struct Output {
 impl Output {
     /// Runs `command` to its end.
     #[must_use]
-    pub fn of(mut command: Command) -> Self {
+    pub fn of(command: Command) -> Self {
+        Self::of_until(command, &AtomicBool::new(false))
+    }
+
+    /// Runs `command` to its end, or kills it once `give_up` is set.
+    #[must_use]
+    pub fn of_until(mut command: Command, give_up: &AtomicBool) -> Self {
         use std::os::unix::process::ExitStatusExt;
         let call = format!("{command:?}");
         command
@@ -44,11 +51,14 @@ impl Output {
                 let mut bytes = Vec::new();
                 err.read_to_end(&mut bytes).map(|_| bytes).unwrap_or_default()
             });
-            let status = wait::poll(PATIENCE, || child.try_wait().unwrap());
-            if status.is_none() {
+            let ended = wait::poll(PATIENCE, || match child.try_wait().unwrap() {
+                Some(status) => Some(Some(status)),
+                None => give_up.load(Ordering::Relaxed).then_some(None),
+            });
+            let status = ended.flatten().unwrap_or_else(|| {
                 let _ = child.kill();
-            }
-            let status = status.unwrap_or_else(|| child.wait().unwrap());
+                child.wait().unwrap()
+            });
             Self {
                 call,
                 code: status
