@@ -143,11 +143,11 @@ fn the_controllers_own_state_has_no_space() {
     holdfast_integration::wait::until("jobs of before to end", || {
         let jobs = scenario.cluster.ctl(["get", "jobs", "-o", "json"]);
         let is_over = |state: &str| !matches!(state, "queued" | "offered" | "running");
-        jobs.code == 0
-            && jobs
-                .rows()
-                .iter()
-                .all(|job| job["state"].as_str().is_some_and(is_over))
+        let all_over = jobs
+            .rows()
+            .iter()
+            .all(|job| job["state"].as_str().is_some_and(is_over));
+        (jobs.code == 0 && all_over).then_some(())
     });
     let new = scenario.adopt();
     assert!(
