@@ -37,7 +37,10 @@ export as_user=${HOLDFAST_FRESH_USER:-0}
 exec unshare --mount --propagation private bash -euo pipefail -s "$@" <<'INNER'
 for dir in proc sys dev; do mount --rbind "/$dir" "$fresh/$dir"; done
 mount -t tmpfs tmpfs "$fresh/dev/shm"
+# What the network asks of every machine in it: its resolver, and the authorities of its proxy if it has one.
 cp /etc/resolv.conf "$fresh/etc/resolv.conf"
+cp -a /usr/local/share/ca-certificates/. "$fresh/usr/local/share/ca-certificates/"
+chroot "$fresh" update-ca-certificates >/dev/null 2>&1
 home=/root user=root
 if [ "$as_user" = 1 ]; then home=/home/newcomer user=newcomer; fi
 rm -rf "$fresh$home/holdfast"
