@@ -1,7 +1,7 @@
 //! One backup run: session, engine, root, commit.
 
 use crate::{
-    engine::{self, NodeCache, Outcome, Settings},
+    engine::{self, Caches, Outcome, Settings},
     error::{AgentError, Result},
     files::Selection,
     jobs::{JobContext, Phase},
@@ -221,18 +221,14 @@ impl Run<'_> {
             level: context.config.pipeline.level(),
             missing,
         };
-        let cache = context.state.node_cache(&self.source.source);
+        let caches = context.state.caches(&self.source.source);
         let (stats, cancel) = (Arc::clone(&context.stats), Arc::clone(&context.cancel));
-        let no_parent = parent.is_none();
+        let has_parent = parent.is_some();
         let span = tracing::Span::current();
         tokio::task::spawn_blocking(move || {
             let _entered = span.entered();
-            if no_parent {
-                // Without a parent nothing in the cache is known to be stored.
-                let _ = std::fs::remove_file(&cache);
-            }
-            let cache = NodeCache::open(&cache)?;
-            engine::run(settings, remote, cache, stats, cancel)
+            let caches = Caches::open(&caches, has_parent)?;
+            engine::run(settings, remote, caches, stats, cancel)
         })
         .await
         .map_err(|error| AgentError::Internal(error.to_string()))?

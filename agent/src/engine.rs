@@ -1,16 +1,20 @@
 //! The backup engine of an agent: worker threads that walk, read, chunk, hash, compress, seal and
 //! pack, with bounded memory; the network is behind [`Remote`].
 
+mod buffers;
 mod directory;
-mod node_cache;
+mod large_file;
+mod old_file;
 mod packer;
+mod piece;
 mod queue;
 mod reader;
+mod record_cache;
 mod stats;
 mod store_chunk;
 mod worker;
 
-pub use node_cache::NodeCache;
+pub use record_cache::{Keep, RecordCache};
 pub use stats::{Progress, Stats};
 
 use crate::{
@@ -18,6 +22,7 @@ use crate::{
     files::Selection,
     remote::Remote,
 };
+use buffers::Buffers;
 use directory::{Directory, Finished};
 use holdfast_core::ChunkId;
 use holdfast_proto::v1::Problem;
@@ -27,6 +32,7 @@ use parking_lot::Mutex;
 use queue::Queue;
 use std::{
     collections::{BTreeSet, HashSet},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -50,6 +56,38 @@ pub struct Settings {
     pub missing: HashSet<ChunkId>,
 }
 
+/// What earlier runs left on this host; both may be empty.
+pub struct Caches {
+    /// Sealed nodes of the parent snapshot.
+    pub nodes: RecordCache,
+    /// Signatures of segments.
+    pub signatures: RecordCache,
+}
+
+impl Caches {
+    /// Opens the caches of one source, whose files begin with `path`. Without a parent snapshot nothing in
+    /// them is known to be stored, so they begin empty.
+    ///
+    /// # Errors
+    /// When they cannot be opened.
+    pub fn open(path: &Path, has_parent: bool) -> Result<Self> {
+        let (nodes, signatures) = (path.with_extension("nodes"), path.with_extension("signatures"));
+        if !has_parent {
+            let _ = std::fs::remove_file(&nodes);
+        }
+        Ok(Self {
+            nodes: RecordCache::open(&nodes, Keep::Used, NODES_MAX)?,
+            signatures: RecordCache::open(&signatures, Keep::Newest, SIGNATURES_MAX)?,
+        })
+    }
+}
+
+/// Most bytes of cached nodes; beyond it they are fetched.
+const NODES_MAX: u64 = 1 << 30;
+/// Most bytes of cached signatures: enough for 256 GiB of files that are rewritten in place. What is beyond
+/// it is stored whole when it changed.
+const SIGNATURES_MAX: u64 = 1 << 30;
+
 /// What a run brought.
 #[derive(Debug)]
 pub struct Outcome {
@@ -68,7 +106,9 @@ struct Shared {
     settings: Settings,
     chunker: Chunker,
     remote: Arc<dyn Remote>,
-    cache: NodeCache,
+    nodes: RecordCache,
+    signatures: RecordCache,
+    buffers: Buffers,
     seen: Seen,
     /// The node of a directory without entries, for mount points and what cannot be listed.
     empty_dir: EntryKind,
@@ -110,7 +150,7 @@ impl Shared {
 pub fn run(
     settings: Settings,
     remote: Arc<dyn Remote>,
-    cache: NodeCache,
+    caches: Caches,
     stats: Arc<Stats>,
     cancel: Arc<AtomicBool>,
 ) -> Result<Outcome> {
@@ -127,7 +167,9 @@ pub fn run(
         packer: Packer::new(settings.keys.vault()),
         queue: Queue::default(),
         remote,
-        cache,
+        nodes: caches.nodes,
+        signatures: caches.signatures,
+        buffers: Buffers::default(),
         stats,
         cancel,
         problems: Mutex::default(),
@@ -157,7 +199,8 @@ pub fn run(
     let entries = top
         .take_finished()
         .ok_or_else(|| AgentError::Internal("the walk did not end".into()))?;
-    shared.cache.finish()?;
+    shared.nodes.finish()?;
+    shared.signatures.finish()?;
     let trees = pair_with_paths(&shared.settings.selection, entries);
     let (uids, gids) = std::mem::take(&mut *shared.owners.lock());
     let problems = std::mem::take(&mut *shared.problems.lock());

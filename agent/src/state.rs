@@ -151,10 +151,11 @@ impl State {
         Ok(identity.save(&Layout(&self.dir).tls())?)
     }
 
-    /// Where the nodes of a source's last snapshot are kept.
+    /// Where the caches of a source are: these files, each with an extension of its own.
     #[must_use]
-    pub fn node_cache(&self, source: &Name) -> PathBuf {
-        Layout(&self.dir).cache().join(format!("{source}.nodes"))
+    pub fn caches(&self, source: &Name) -> PathBuf {
+        // The dot keeps what follows one in a name from being taken for the extension.
+        Layout(&self.dir).cache().join(format!("{source}.cache"))
     }
 
     /// The highest sequence seen of a source; 0 before the first.

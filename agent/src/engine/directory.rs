@@ -4,6 +4,7 @@
 use super::{
     Shared,
     queue::Task,
+    reader::is_sparse,
     stats::add,
     store_chunk::{Sink, load_directory},
 };
@@ -453,16 +454,22 @@ fn empty_dir(shared: &Shared) -> EntryKind {
     shared.empty_dir.clone()
 }
 
-/// A regular file whose content is not known yet; cut as its last version was.
+/// A regular file whose content is not known yet: it holds its last version's, which the new one is compared
+/// with, and is cut as that was.
 fn file_kind(stat: &Stat, before: Option<&Entry>) -> EntryKind {
-    let strategy = match before.map(|entry| &entry.kind) {
-        Some(EntryKind::File { strategy, .. }) => *strategy,
-        _ => holdfast_repo::Strategy::ContentDefined,
+    let (strategy, content) = match before.map(|entry| &entry.kind) {
+        Some(EntryKind::File {
+            strategy, content, ..
+        }) => (*strategy, content.clone()),
+        _ => (
+            holdfast_repo::Strategy::ContentDefined,
+            Content::Inline(Vec::new()),
+        ),
     };
     EntryKind::File {
         size: stat.st_size as u64,
         strategy,
-        content: Content::Inline(Vec::new()),
+        content,
     }
 }
 
@@ -483,6 +490,7 @@ pub(super) fn entry_of(name: Vec<u8>, stat: &Stat, kind: EntryKind) -> Entry {
         },
         inode: stat.st_ino,
         changed_while_read: false,
+        is_sparse: FileType::from_raw_mode(stat.st_mode).is_file() && is_sparse(stat),
         kind,
     }
 }

@@ -1,7 +1,7 @@
 //! The workers' shared queue: a stack of directories and files, so that the walk goes depth first
 //! and little is open at once, and before it the pieces of large files that are in memory already.
 
-use super::{directory::Directory, reader::Piece};
+use super::{directory::Directory, piece::Piece};
 use holdfast_core::limits::CHUNK_BYTES_QUEUED;
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, sync::Arc};

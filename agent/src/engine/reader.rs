@@ -3,6 +3,9 @@
 use super::{
     Shared,
     directory::{Directory, entry_of},
+    large_file::{Draft, LargeFile},
+    old_file::OldFile,
+    piece::Piece,
     stats::add,
     store_chunk::Sink,
 };
@@ -11,18 +14,16 @@ use crate::{
     files::open_beneath,
 };
 use holdfast_core::limits::{CHUNK_MAX, SEGMENT_LEN};
-use holdfast_repo::{ChunkRef, Entry, EntryKind, FileBuilder, Strategy};
-use parking_lot::Mutex;
-use rustix::fs::{FileType, OFlags, Stat};
+use holdfast_repo::{Content, Entry, EntryKind, Segment, Strategy};
+use rustix::{
+    fs::{FileType, OFlags, SeekFrom, Stat},
+    io::Errno,
+};
 use std::{
-    collections::BTreeMap,
     ffi::OsStr,
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 /// Bytes of a window: two largest chunks, so that a cut always sees enough and what is left over
@@ -34,93 +35,10 @@ const PIECE: usize = 1 << 20;
 pub(super) const REREADS: usize = 2;
 /// From this size on a file's magic number may choose fixed segments.
 const FIXED_MIN: u64 = 64 << 20;
-
-/// A large file while it is read.
-pub(super) struct LargeFile {
-    directory: Arc<Directory>,
-    index: u32,
-    /// Set by the reader once it is through.
-    final_entry: Mutex<Option<Entry>>,
-    /// Chunks of each piece, by the piece's number.
-    pieces: Mutex<BTreeMap<u32, Vec<ChunkRef>>>,
-    /// Pieces not stored yet, and the reader itself.
-    pending: AtomicUsize,
-}
-
-/// Some consecutive chunks of a large file, in memory.
-pub(super) struct Piece {
-    file: Arc<LargeFile>,
-    number: u32,
-    bytes: Vec<u8>,
-    lens: Vec<u32>,
-}
-
-impl Piece {
-    /// Bytes that it holds.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Hashes and stores its chunks; the last piece finishes the file.
-    pub fn store(self, shared: &Shared, sink: &mut Sink) -> Result<()> {
-        let keys = &shared.settings.keys;
-        let mut rest = &self.bytes[..];
-        let chunks: Vec<_> = self
-            .lens
-            .iter()
-            .map(|len| {
-                let (chunk, tail) = rest.split_at(*len as usize);
-                rest = tail;
-                (keys.data_id(chunk), chunk)
-            })
-            .collect();
-        sink.store_chunks(shared, &chunks)?;
-        let refs = chunks
-            .iter()
-            .map(|(id, chunk)| ChunkRef {
-                id: *id,
-                len: chunk.len() as u32,
-            })
-            .collect();
-        self.file.pieces.lock().insert(self.number, refs);
-        self.file.part_done(shared, sink)
-    }
-}
-
-impl LargeFile {
-    fn part_done(&self, shared: &Shared, sink: &mut Sink) -> Result<()> {
-        if self.pending.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return Ok(());
-        }
-        let keys = &shared.settings.keys;
-        let mut builder = FileBuilder::default();
-        for chunk in std::mem::take(&mut *self.pieces.lock()).into_values().flatten() {
-            builder.push(keys, chunk);
-            for node in builder.take_nodes() {
-                sink.store_node(shared, node)?;
-            }
-        }
-        let (content, nodes) = builder.finish(keys)?;
-        for node in nodes {
-            sink.store_node(shared, node)?;
-        }
-        let mut entry = self
-            .final_entry
-            .lock()
-            .take()
-            .ok_or_else(|| AgentError::Internal("a file ended before its reader".into()))?;
-        if let EntryKind::File {
-            content: place, size, ..
-        } = &mut entry.kind
-        {
-            *place = content;
-            add(&shared.stats.bytes, *size);
-        }
-        add(&shared.stats.files, 1);
-        self.directory.fill(self.index, Some(entry));
-        self.directory.part_done(shared, sink)
-    }
-}
+/// From this size on signatures of a file are kept: below it a changed file is stored again about as fast.
+const SIGNED_MIN: u64 = 1 << 20;
+/// How far around its expected place moved content is searched for.
+const SEARCH_AROUND: u64 = 1 << 20;
 
 /// Reads the file at an index of a directory, and hands its pieces out.
 pub(super) fn read_large(
@@ -174,17 +92,32 @@ fn read_stable(
     fd: &OwnedFd,
     strategy: Strategy,
 ) -> Result<()> {
+    let empty = Content::Inline(Vec::new());
+    let old = match &known.kind {
+        EntryKind::File { content, .. } => content,
+        _ => &empty,
+    };
     let mut attempt = 0;
     loop {
         let before = rustix::fs::fstat(fd)?;
-        let file = Arc::new(LargeFile {
-            directory: Arc::clone(directory),
-            index,
-            final_entry: Mutex::default(),
-            pieces: Mutex::default(),
-            pending: AtomicUsize::new(1),
-        });
-        let read = read_pieces(shared, sink, &file, fd, strategy)?;
+        let file = LargeFile::new(directory, index);
+        let mut window = std::mem::take(&mut sink.window);
+        let mut reading = Reading {
+            shared,
+            sink: &mut *sink,
+            file: &file,
+            fd,
+            strategy,
+            is_signed: before.st_size as u64 >= SIGNED_MIN,
+            old: OldFile::new(old),
+            number: 0,
+            at: 0,
+        };
+        let outcome = reading.read_all(&before, &mut window);
+        let read = reading.at;
+        window.clear();
+        sink.window = window;
+        outcome?;
         let after = rustix::fs::fstat(fd)?;
         let changed = is_changed(&before, &after) || read != before.st_size as u64;
         if changed && attempt < REREADS {
@@ -199,87 +132,208 @@ fn read_stable(
         let kind = EntryKind::File {
             size: read,
             strategy,
-            content: holdfast_repo::Content::Inline(Vec::new()),
+            content: empty,
         };
         let entry = Entry {
             changed_while_read: changed,
             ..entry_of(known.name.clone(), &before, kind)
         };
-        return finish_reading(shared, sink, file, entry);
+        return file.finish_reading(shared, sink, entry);
     }
 }
 
-/// Gives the file its final entry and reports the reader's part as done.
-fn finish_reading(shared: &Shared, sink: &mut Sink, file: Arc<LargeFile>, entry: Entry) -> Result<()> {
-    *file.final_entry.lock() = Some(entry);
-    file.part_done(shared, sink)
-}
-
-/// One pass over the file. Returns the bytes read.
-fn read_pieces(
-    shared: &Shared,
-    sink: &mut Sink,
-    file: &Arc<LargeFile>,
-    fd: &OwnedFd,
+/// One pass over a file.
+struct Reading<'r> {
+    shared: &'r Shared,
+    sink: &'r mut Sink,
+    file: &'r Arc<LargeFile>,
+    fd: &'r OwnedFd,
     strategy: Strategy,
-) -> Result<u64> {
-    rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(0))?;
-    // One byte more than the file has shows its end without growing.
-    let room = usize::try_from(rustix::fs::fstat(fd)?.st_size)
-        .unwrap_or(WINDOW)
-        .min(WINDOW - 1)
-        + 1;
-    let mut window: Vec<u8> = Vec::with_capacity(room);
-    let (mut number, mut total, mut ended) = (0, 0, false);
-    loop {
-        shared.check_cancelled()?;
-        while !ended && window.len() < WINDOW {
-            if window.len() == window.capacity() {
-                // The file has grown since.
-                window.reserve_exact(WINDOW - window.len());
-            }
-            let read = rustix::io::read(fd, rustix::buffer::spare_capacity(&mut window))?;
-            ended = read == 0;
-            total += read as u64;
-        }
-        if window.is_empty() {
-            return Ok(total);
-        }
-        let mut at = 0;
-        while at < window.len() && (ended || window.len() - at >= CHUNK_MAX) {
-            let (lens, used) = cut_piece(shared, &window[at..], ended, strategy);
-            let bytes = window[at..at + used].to_vec();
-            at += used;
-            add(&shared.stats.bytes_read, used as u64);
-            file.pending.fetch_add(1, Ordering::AcqRel);
-            let piece = Piece {
-                file: Arc::clone(file),
-                number,
-                bytes,
-                lens,
+    is_signed: bool,
+    old: OldFile,
+    /// Of the next piece.
+    number: u32,
+    /// Where the next piece begins.
+    at: u64,
+}
+
+impl Reading<'_> {
+    /// From the beginning to the end; holes are passed over.
+    fn read_all(&mut self, stat: &Stat, window: &mut Vec<u8>) -> Result<()> {
+        let is_sparse = is_sparse(stat);
+        loop {
+            let end = if is_sparse {
+                let Some((start, end)) = self.next_data()? else {
+                    let size = rustix::fs::fstat(self.fd)?.st_size as u64;
+                    return self.hole(size);
+                };
+                self.hole(start)?;
+                end
+            } else {
+                u64::MAX
             };
-            number += 1;
-            if let Some(piece) = shared.queue.offer_piece(piece) {
-                piece.store(shared, sink)?;
+            let ended = match self.strategy {
+                Strategy::Fixed => self.read_fixed(end)?,
+                Strategy::ContentDefined => self.read_content_defined(end, window)?,
+            };
+            if ended {
+                return Ok(());
             }
         }
-        window.copy_within(at.., 0);
-        window.truncate(window.len() - at);
     }
+
+    /// The next range that the file system stores something for; whole segments, where the file is cut so.
+    fn next_data(&self) -> Result<Option<(u64, u64)>> {
+        let seek = |from: SeekFrom| match rustix::fs::seek(self.fd, from) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(AgentError::from(error)),
+        };
+        let Some(start) = seek(SeekFrom::Data(self.at))? else {
+            return Ok(None);
+        };
+        let Some(end) = seek(SeekFrom::Hole(start))? else {
+            return Ok(None);
+        };
+        Ok(Some(match self.strategy {
+            Strategy::ContentDefined => (start, end),
+            Strategy::Fixed => {
+                let len = SEGMENT_LEN as u64;
+                (start / len * len, end.div_ceil(len).saturating_mul(len))
+            }
+        }))
+    }
+
+    /// Passes over a hole up to there.
+    fn hole(&mut self, to: u64) -> Result<()> {
+        if to <= self.at {
+            return Ok(());
+        }
+        let hole = Draft::Done(Segment::Hole(to - self.at));
+        self.file.add(self.shared, self.sink, self.number, vec![hole])?;
+        self.number += 1;
+        self.at = to;
+        Ok(())
+    }
+
+    /// Reads segments up to `end`; says whether the file ended.
+    fn read_fixed(&mut self, end: u64) -> Result<bool> {
+        while self.at < end {
+            self.shared.check_cancelled()?;
+            let mut bytes = self.shared.buffers.take(SEGMENT_LEN);
+            let ended = self.fill(&mut bytes, 0, SEGMENT_LEN)?;
+            if !bytes.is_empty() {
+                let lens = vec![bytes.len() as u32];
+                self.hand_out(bytes, lens)?;
+            }
+            if ended {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads and cuts up to `end`; says whether the file ended.
+    fn read_content_defined(&mut self, end: u64, window: &mut Vec<u8>) -> Result<bool> {
+        window.clear();
+        let (mut file_ended, mut ended) = (false, false);
+        loop {
+            self.shared.check_cancelled()?;
+            if !ended {
+                // Only as much as there is: most files are smaller than a window.
+                let left = usize::try_from(end - self.at).unwrap_or(WINDOW).min(WINDOW);
+                let have = window.len() as u64;
+                file_ended = self.fill(window, have, left)?;
+                ended = file_ended || self.at + window.len() as u64 >= end;
+            }
+            if window.is_empty() {
+                return Ok(file_ended);
+            }
+            let mut used = 0;
+            while used < window.len() && (ended || window.len() - used >= CHUNK_MAX) {
+                let (lens, len) = cut_piece(self.shared, &window[used..], ended);
+                let mut bytes = self.shared.buffers.take(len);
+                bytes.extend_from_slice(&window[used..used + len]);
+                used += len;
+                self.hand_out(bytes, lens)?;
+            }
+            window.copy_within(used.., 0);
+            window.truncate(window.len() - used);
+            if ended && window.is_empty() {
+                return Ok(file_ended);
+            }
+        }
+    }
+
+    /// Reads behind what `bytes` holds, which begins at `self.at`, until it is `wanted` long. Says whether
+    /// the file ended.
+    fn fill(&self, bytes: &mut Vec<u8>, mut have: u64, wanted: usize) -> Result<bool> {
+        while bytes.len() < wanted {
+            let room = wanted - bytes.len();
+            bytes.reserve_exact(room);
+            let from = self.at + have;
+            let start = bytes.len();
+            let read = rustix::io::pread(self.fd, rustix::buffer::spare_capacity(bytes), from)?;
+            // The buffer may have had more room than was asked for.
+            bytes.truncate(start + read.min(room));
+            have += read.min(room) as u64;
+            if read == 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Gives a piece to whoever has time, or stores it here.
+    fn hand_out(&mut self, bytes: Vec<u8>, lens: Vec<u32>) -> Result<()> {
+        let (start, len) = (self.at, bytes.len() as u64);
+        let (from, to) = match self.strategy {
+            Strategy::Fixed => (start, start + len),
+            Strategy::ContentDefined => {
+                let shift = self.file.shift.load(Ordering::Relaxed);
+                let expected = start.saturating_add_signed(shift.saturating_neg());
+                (
+                    expected.saturating_sub(SEARCH_AROUND),
+                    expected.saturating_add(len + SEARCH_AROUND),
+                )
+            }
+        };
+        let old = self.old.overlapping(self.shared, self.sink, from, to)?;
+        add(&self.shared.stats.bytes_read, len);
+        self.file.begin_piece();
+        let piece = Piece {
+            file: Arc::clone(self.file),
+            number: self.number,
+            offset: start,
+            bytes,
+            lens,
+            strategy: self.strategy,
+            old,
+            is_signed: self.is_signed,
+        };
+        self.number += 1;
+        self.at += len;
+        match self.shared.queue.offer_piece(piece) {
+            Some(piece) => piece.store(self.shared, self.sink),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether the file system stores less than the file's length.
+pub(super) fn is_sparse(stat: &Stat) -> bool {
+    (stat.st_blocks as u64).saturating_mul(512) < stat.st_size as u64
 }
 
 /// Cuts chunks off the front of the window until they fill a piece or more bytes are needed.
-fn cut_piece(shared: &Shared, window: &[u8], ended: bool, strategy: Strategy) -> (Vec<u32>, usize) {
+fn cut_piece(shared: &Shared, window: &[u8], ended: bool) -> (Vec<u32>, usize) {
     let (mut lens, mut used) = (Vec::new(), 0);
     while used < window.len() && used < PIECE {
         let rest = &window[used..];
         if !ended && rest.len() < CHUNK_MAX {
             break;
         }
-        let len = match strategy {
-            Strategy::Fixed => rest.len().min(SEGMENT_LEN),
-            Strategy::ContentDefined => shared.chunker.cut(rest),
-        };
+        let len = shared.chunker.cut(rest);
         lens.push(len as u32);
         used += len;
     }

@@ -40,6 +40,8 @@ pub(super) struct Sink {
     raw: Vec<u8>,
     /// Contents of a batch of small files, one after the other.
     pub arena: Vec<u8>,
+    /// What of a large file is read and not cut yet.
+    pub window: Vec<u8>,
 }
 
 impl Sink {
@@ -50,6 +52,7 @@ impl Sink {
             opener: Opener::new(Arc::clone(keys))?,
             raw: Vec::new(),
             arena: Vec::new(),
+            window: Vec::new(),
         })
     }
 
@@ -77,19 +80,19 @@ impl Sink {
     /// Stores a node unless it is stored already, which the cache of the last run tells.
     pub fn store_node(&mut self, shared: &Shared, node: NodeDraft) -> Result<()> {
         let id = node.id;
-        let kept = shared.cache.touch(&id) && !shared.settings.missing.contains(&id);
+        let kept = shared.nodes.touch(&id) && !shared.settings.missing.contains(&id);
         if kept && !shared.distrust_cache || !shared.seen.first(&id) {
             return Ok(());
         }
         let blob = self.sealer.seal_node(node)?;
-        shared.cache.insert(&blob)?;
+        shared.nodes.put(&id, &[blob.header_bytes, blob.sealed])?;
         shared.packer.push(&blob, shared.remote.as_ref(), &shared.stats)
     }
 
     /// Opens a node of the parent snapshot, from the cache or from the controllers. A cached blob
     /// that does not open is as if it were absent.
-    fn node(&mut self, shared: &Shared, id: ChunkId) -> Result<Node> {
-        if let Some(blob) = shared.cache.get(&id)
+    pub fn node(&mut self, shared: &Shared, id: ChunkId) -> Result<Node> {
+        if let Some(blob) = shared.nodes.get(&id)
             && let Ok(header) = self.opener.open(id, &blob, &mut self.raw)
         {
             return Ok(Node::decode(header.kind, &header.links, &self.raw)?);
@@ -98,7 +101,7 @@ impl Sink {
         let blob =
             blob.ok_or_else(|| AgentError::Internal(format!("node {id} of the parent is not stored")))?;
         let header = self.opener.open(id, &blob, &mut self.raw)?;
-        shared.cache.insert_fetched(id, &blob)?;
+        shared.nodes.put(&id, &[&blob])?;
         Ok(Node::decode(header.kind, &header.links, &self.raw)?)
     }
 }

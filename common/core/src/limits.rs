@@ -15,6 +15,10 @@ pub const CHUNK_MIN: usize = 128 * KIB;
 pub const CHUNK_AVG: usize = 1024 * KIB;
 /// Length of a segment of a file that is rewritten in place.
 pub const SEGMENT_LEN: usize = MIB;
+/// Most different chunks that one segment is made of: bounds what must be fetched to read it.
+pub const SEGMENT_CHUNKS_MAX: usize = 64;
+/// Most parts of one segment.
+pub const SEGMENT_EXTENTS_MAX: usize = 256;
 /// Most links of one node: a damaged or hostile node cannot make a walker hold more.
 pub const NODE_LINKS_MAX: usize = 2048;
 /// Largest raw payload of a node.

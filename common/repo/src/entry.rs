@@ -114,6 +114,8 @@ pub struct Entry {
     pub inode: u64,
     /// The file could not be read in a consistent state and is stored as it was read.
     pub changed_while_read: bool,
+    /// The file system stored less than its length: blocks of zeros come back as holes.
+    pub is_sparse: bool,
     /// The rest.
     pub kind: EntryKind,
 }
@@ -131,8 +133,10 @@ const NANOS_MAX: u32 = 999_999_999;
 
 /// Set in the flags of an entry whose file changed while it was read.
 const FLAG_CHANGED: u64 = 1;
+/// Set in the flags of a file that had holes.
+const FLAG_SPARSE: u64 = 2;
 /// Flags that this version understands.
-const FLAGS_KNOWN: u64 = FLAG_CHANGED;
+const FLAGS_KNOWN: u64 = FLAG_CHANGED | FLAG_SPARSE;
 
 impl Entry {
     /// Whether a name may stand in a directory.
@@ -199,7 +203,8 @@ impl Entry {
             EntryKind::CharDevice { .. } => TYPE_CHAR,
             EntryKind::BlockDevice { .. } => TYPE_BLOCK,
         });
-        put_varint(out, u64::from(self.changed_while_read) * FLAG_CHANGED);
+        let changed = u64::from(self.changed_while_read) * FLAG_CHANGED;
+        put_varint(out, changed | u64::from(self.is_sparse) * FLAG_SPARSE);
         put_varint(out, self.mode.into());
         put_varint(out, self.uid.into());
         put_varint(out, self.gid.into());
@@ -290,6 +295,7 @@ impl Entry {
         }
         let [mtime, ctime] = times;
         let changed_while_read = flags & FLAG_CHANGED != 0;
+        let is_sparse = flags & FLAG_SPARSE != 0;
         Ok(Self {
             name,
             mode,
@@ -299,6 +305,7 @@ impl Entry {
             ctime,
             inode,
             changed_while_read,
+            is_sparse,
             kind,
         })
     }

@@ -3,10 +3,11 @@
 use crate::{
     blob::{Kind, Link, Links},
     codec::{Reader, put_varint},
-    entry::{ChunkRef, Content, INLINE_CHUNKS_MAX, is_chunk_len, next_link},
+    entry::{ChunkRef, Content, INLINE_CHUNKS_MAX, next_link},
     error::{RepoError, malformed},
     keys::VaultKeys,
     node::{INDEX, LEAF, NodeDraft, put_head, read_head},
+    segment::{self, Encoder, Segment},
 };
 use holdfast_core::{ChunkId, limits::NODE_DEPTH_MAX};
 
@@ -14,16 +15,17 @@ use holdfast_core::{ChunkId, limits::NODE_DEPTH_MAX};
 const NODE_MIN: usize = 256;
 const NODE_CUT_ONE_IN: u32 = 512;
 const NODE_MAX: usize = 1024;
+/// Longest payload of a leaf that a writer makes.
+const LEAF_BYTES_MAX: usize = 512 * 1024;
 
-/// An entry of a leaf, as one whole chunk. Entries of extents (kind 1) are specified in FORMAT.md
-/// and are not written by this version.
-const SEGMENT_WHOLE: u8 = 0;
+/// The only kind of entry in an index node.
+const CHILD: u8 = 0;
 
 /// A decoded node of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileNode {
-    /// Chunks in the order of the file.
-    Leaf(Vec<ChunkRef>),
+    /// Segments in the order of the file.
+    Leaf(Vec<Segment>),
     /// Further nodes, each with the bytes of content below it.
     Index(Vec<(ChunkId, u64)>),
 }
@@ -34,23 +36,17 @@ impl FileNode {
         let (shape, count) = read_head(&mut reader)?;
         let mut links = links.0.iter();
         let node = if shape == LEAF {
-            let mut chunks = Vec::with_capacity(count);
+            let (mut segments, mut used) = (Vec::with_capacity(count), Vec::new());
             for _ in 0..count {
-                read_kind(&mut reader)?;
-                let len = reader.varint_u32()?;
-                if !is_chunk_len(len) {
-                    return Err(reader.bad("a chunk's length is beyond its bound"));
-                }
-                chunks.push(ChunkRef {
-                    id: next_link(&reader, &mut links, false)?,
-                    len,
-                });
+                segments.push(segment::decode(&mut reader, &mut links, &mut used)?);
             }
-            Self::Leaf(chunks)
+            Self::Leaf(segments)
         } else {
             let mut children = Vec::with_capacity(count);
             for _ in 0..count {
-                read_kind(&mut reader)?;
+                if reader.u8()? != CHILD {
+                    return Err(reader.bad("an index holds something else than nodes"));
+                }
                 let bytes = reader.varint()?;
                 children.push((next_link(&reader, &mut links, true)?, bytes));
             }
@@ -64,34 +60,52 @@ impl FileNode {
     }
 }
 
-/// The kind of an entry, which must be one that this version can read.
-fn read_kind(reader: &mut Reader<'_>) -> Result<(), RepoError> {
-    match reader.u8()? {
-        SEGMENT_WHOLE => Ok(()),
-        kind => Err(RepoError::TooNew {
-            what: "a file node",
-            version: 1,
-            flags: kind.into(),
-        }),
-    }
-}
-
-/// Collects a file's chunks in order and makes its content reference.
+/// Collects a file's segments in order and makes its content reference.
 #[derive(Debug, Default)]
 pub struct FileBuilder {
-    chunks: Vec<ChunkRef>,
+    leaf: Leaf,
+    /// The chunks, as long as they could stand in the directory entry.
+    inline: Vec<ChunkRef>,
+    needs_node: bool,
     children: Vec<(ChunkId, u64)>,
     nodes: Vec<NodeDraft>,
 }
 
+#[derive(Debug, Default)]
+struct Leaf {
+    encoder: Encoder,
+    count: usize,
+    bytes: u64,
+}
+
 impl FileBuilder {
-    /// Adds the next chunk.
-    pub fn push(&mut self, keys: &VaultKeys, chunk: ChunkRef) {
-        let full = self.chunks.len() >= NODE_MAX || (self.chunks.len() >= NODE_MIN && is_cut(&chunk.id));
-        if full {
+    /// Adds the next segment.
+    ///
+    /// # Errors
+    /// `Malformed` for a segment that no reader would take.
+    pub fn push(&mut self, keys: &VaultKeys, segment: impl Into<Segment>) -> Result<(), RepoError> {
+        let segment = segment.into();
+        if self.is_full_for(&segment) {
             self.end_leaf(keys);
         }
-        self.chunks.push(chunk);
+        match &segment {
+            Segment::Whole(chunk) if !self.needs_node && self.inline.len() < INLINE_CHUNKS_MAX => {
+                self.inline.push(*chunk);
+            }
+            _ => self.needs_node = true,
+        }
+        self.leaf.encoder.push(&segment)?;
+        self.leaf.count += 1;
+        self.leaf.bytes = self.leaf.bytes.saturating_add(segment.len());
+        Ok(())
+    }
+
+    fn is_full_for(&self, segment: &Segment) -> bool {
+        let Leaf { encoder, count, .. } = &self.leaf;
+        *count >= NODE_MAX
+            || (*count >= NODE_MIN && segment.hash().is_some_and(|hash| is_cut(&hash)))
+            || *count > 0 && encoder.links.len() + encoder.links_for(segment) > NODE_MAX
+            || encoder.body.len() > LEAF_BYTES_MAX
     }
 
     /// Nodes that are finished already.
@@ -104,10 +118,10 @@ impl FileBuilder {
     /// # Errors
     /// `TooLarge` beyond the depth bound.
     pub fn finish(mut self, keys: &VaultKeys) -> Result<(Content, Vec<NodeDraft>), RepoError> {
-        if self.children.is_empty() && self.chunks.len() <= INLINE_CHUNKS_MAX {
-            return Ok((Content::Inline(self.chunks), self.nodes));
+        if !self.needs_node {
+            return Ok((Content::Inline(self.inline), self.nodes));
         }
-        if !self.chunks.is_empty() {
+        if self.leaf.count > 0 {
             self.end_leaf(keys);
         }
         for _ in 0..NODE_DEPTH_MAX {
@@ -124,23 +138,15 @@ impl FileBuilder {
     }
 
     fn end_leaf(&mut self, keys: &VaultKeys) {
-        let mut payload = Vec::new();
-        put_head(&mut payload, LEAF, self.chunks.len());
-        for chunk in &self.chunks {
-            payload.push(SEGMENT_WHOLE);
-            put_varint(&mut payload, chunk.len.into());
-        }
-        let links = self
-            .chunks
-            .iter()
-            .map(|chunk| Link {
-                id: chunk.id,
-                is_node: false,
-            })
-            .collect();
-        let bytes = self.chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
-        self.chunks.clear();
-        let draft = NodeDraft::new(keys, Kind::File, Links(links), payload);
+        let Leaf {
+            encoder,
+            count,
+            bytes,
+        } = std::mem::take(&mut self.leaf);
+        let mut payload = Vec::with_capacity(encoder.body.len() + 8);
+        put_head(&mut payload, LEAF, count);
+        payload.extend_from_slice(&encoder.body);
+        let draft = NodeDraft::new(keys, Kind::File, Links(encoder.links), payload);
         self.children.push((draft.id, bytes));
         self.nodes.push(draft);
     }
@@ -156,7 +162,7 @@ impl FileBuilder {
             let mut payload = Vec::new();
             put_head(&mut payload, INDEX, group.len());
             for (_, bytes) in group {
-                payload.push(SEGMENT_WHOLE);
+                payload.push(CHILD);
                 put_varint(&mut payload, *bytes);
             }
             let links = group
@@ -167,8 +173,10 @@ impl FileBuilder {
                 })
                 .collect();
             let draft = NodeDraft::new(keys, Kind::File, Links(links), payload);
-            self.children
-                .push((draft.id, group.iter().map(|(_, bytes)| bytes).sum()));
+            let bytes = group
+                .iter()
+                .fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+            self.children.push((draft.id, bytes));
             self.nodes.push(draft);
             start = at;
         }
@@ -202,9 +210,9 @@ mod tests {
         let keys = keys();
         let mut builder = FileBuilder::default();
         let mut nodes = Vec::new();
-        builder.push(&keys, chunk(first));
+        builder.push(&keys, chunk(first)).unwrap();
         for i in 1..count {
-            builder.push(&keys, chunk(i));
+            builder.push(&keys, chunk(i)).unwrap();
             nodes.extend(builder.take_nodes());
         }
         let (content, rest) = builder.finish(&keys).unwrap();
@@ -212,7 +220,7 @@ mod tests {
         (content, nodes.into_iter().map(|node| (node.id, node)).collect())
     }
 
-    fn collect(nodes: &HashMap<ChunkId, NodeDraft>, id: ChunkId, out: &mut Vec<ChunkRef>) {
+    fn collect(nodes: &HashMap<ChunkId, NodeDraft>, id: ChunkId, out: &mut Vec<Segment>) {
         let draft = &nodes[&id];
         match FileNode::decode(&draft.links, &draft.payload).unwrap() {
             FileNode::Leaf(chunks) => out.extend(chunks),
@@ -229,7 +237,10 @@ mod tests {
             };
             let mut back = Vec::new();
             collect(&nodes, top, &mut back);
-            assert_eq!(back, (0..count).map(chunk).collect::<Vec<_>>());
+            assert_eq!(
+                back,
+                (0..count).map(|i| Segment::Whole(chunk(i))).collect::<Vec<_>>()
+            );
         }
     }
 

@@ -168,6 +168,20 @@ impl VaultKeys {
         ChunkId(*blake3::keyed_hash(&self.derived.data, content).as_bytes())
     }
 
+    /// The key of data ids, for who computes parts of that hash.
+    pub(crate) fn data_key(&self) -> &[u8; 32] {
+        &self.derived.data
+    }
+
+    /// Binds a stored signature to its segment.
+    pub(crate) fn signature_mac(&self, segment: &ChunkId, signature: &[u8]) -> [u8; 32] {
+        let key = blake3::derive_key("holdfast v1 segment signature", &self.derived.data);
+        let mut hasher = blake3::Hasher::new_keyed(&key);
+        hasher.update(segment.as_bytes());
+        hasher.update(signature);
+        *hasher.finalize().as_bytes()
+    }
+
     /// The id of a node: covers its links section and its payload.
     #[must_use]
     pub fn node_id(&self, kind: Kind, links_section: &[u8], payload: &[u8]) -> ChunkId {
@@ -196,6 +210,12 @@ impl VaultKeys {
         older
             .map(|key| Self::assemble(self.vault, vec![key.clone()], Vec::new()))
             .any(|keys| of(&keys) == *id)
+    }
+
+    /// Whether data content belongs to an id, of any generation.
+    #[must_use]
+    pub fn is_content(&self, id: &ChunkId, content: &[u8]) -> bool {
+        self.matches_id(Kind::Data, id, &[], content)
     }
 
     /// Key from which the chunker's gear table derives.

@@ -17,6 +17,7 @@
 pub mod blob;
 pub mod chunker;
 mod codec;
+pub mod delta;
 mod dir_node;
 mod entry;
 mod error;
@@ -26,6 +27,7 @@ mod node;
 pub mod pack;
 pub mod root;
 mod seal;
+mod segment;
 
 pub use blob::{BlobHeader, Codec, Kind, Link, Links};
 pub use chunker::Chunker;
@@ -38,3 +40,4 @@ pub use node::{Node, NodeDraft};
 pub use pack::{PackDirectory, PackEntry, PackWriter};
 pub use root::{Root, RootClear, RootSealed, RootTree, SigningKey};
 pub use seal::{Opener, SealedBlob, Sealer};
+pub use segment::{Extent, Parts, Segment};

@@ -433,6 +433,7 @@ mod tests {
             ctime: Timestamp::default(),
             inode: 2,
             changed_while_read: false,
+            is_sparse: false,
             kind: EntryKind::Dir {
                 node: ChunkId([8; 32]),
                 files: 1,

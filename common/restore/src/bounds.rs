@@ -14,6 +14,8 @@ pub const BATCH_DIRS: usize = 64;
 pub const REGION_BYTES: usize = 8 * MIB;
 /// Raw content that all workers together may have fetched and not yet written.
 pub const CONTENT_IN_FLIGHT: usize = 64 * MIB;
+/// Opened chunks that segments of parts are put together from, kept for their neighbours.
+pub const PARTS_CACHED: usize = 24 * MIB;
 /// Most workers, however many cores there are: beyond it, the bytes in flight are the limit.
 pub const WORKERS_MAX: usize = 32;
 /// Directory nodes that are asked for at once.

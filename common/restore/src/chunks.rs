@@ -66,9 +66,9 @@ pub struct BlobOpener {
 }
 
 impl BlobOpener {
-    /// A second one over the same source.
-    pub(crate) fn another(&self) -> Result<Self> {
-        self.reader.opener()
+    /// What it reads from.
+    pub(crate) fn reader(&self) -> &ChunkReader {
+        &self.reader
     }
 
     /// Blobs by id, each asked for once.
@@ -148,6 +148,27 @@ impl BlobOpener {
                 "a chunk is not of the length or kind that its file says",
             ))
         }
+    }
+
+    /// The content of a data chunk of which only parts are wanted.
+    pub(crate) fn open_any_data(&mut self, id: ChunkId, fetched: Option<&Fetched>) -> Result<Vec<u8>> {
+        let mut raw = Vec::new();
+        // One that was in a cache when others were fetched, and is no more, is fetched by itself.
+        let again = match fetched {
+            Some(_) => None,
+            None => self.fetch([id])?.remove(&id),
+        };
+        let header = self.open(id, fetched.or(again.as_ref()), &mut raw)?;
+        if header.kind == Kind::Data {
+            Ok(raw)
+        } else {
+            Err(RestoreError::BadTree("a part of a file is no data"))
+        }
+    }
+
+    /// The vault's keys.
+    pub(crate) fn keys(&self) -> &VaultKeys {
+        &self.reader.keys
     }
 
     /// A node.

@@ -17,8 +17,9 @@
 
 pub mod bounds;
 mod chunks;
+mod content;
 mod error;
-mod file_chunks;
+mod file_segments;
 mod path;
 mod place;
 mod pool;

@@ -177,12 +177,13 @@ fn place(
 ) -> Result<()> {
     let threads = options.workers.unwrap_or_else(worker_count).max(1);
     let room = threads * crate::bounds::QUEUED_PER_WORKER;
+    let cache = Arc::default();
     Pool::run(
         threads,
         room,
         CONTENT_IN_FLIGHT,
         &options.cancel,
-        || Worker::new(reader),
+        || Worker::new(reader, &cache),
         |worker, task, pool| worker.work(task, pool),
         |pool| {
             let mut planner = Planner::new(pool, target, threads + room);

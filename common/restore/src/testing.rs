@@ -182,6 +182,7 @@ impl Repo {
             ctime: Timestamp::default(),
             inode: 1,
             changed_while_read: false,
+            is_sparse: false,
             kind,
         }
     }
@@ -191,7 +192,7 @@ impl Repo {
         let mut builder = FileBuilder::default();
         for piece in content.chunks(self.chunk_len) {
             let chunk = self.chunk(piece);
-            builder.push(&keys, chunk);
+            builder.push(&keys, chunk).unwrap();
         }
         let (content_ref, nodes) = builder.finish(&keys).unwrap();
         nodes.into_iter().for_each(|node| {

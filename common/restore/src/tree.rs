@@ -5,9 +5,16 @@ mod resolve;
 
 pub(crate) use resolve::Chosen;
 
-use crate::{BlobOpener, BlobSource, ChunkReader, RestoreError, Result, file_chunks, path::join_path};
-use holdfast_repo::{ChunkRef, Content, DirNode, Entry, EntryKind, Node, Root, VaultKeys};
-use std::{io::Write, ops::ControlFlow, sync::Arc};
+use crate::{
+    BlobOpener, BlobSource, ChunkReader, RestoreError, Result, content::SegmentReader, file_segments,
+    path::join_path,
+};
+use holdfast_repo::{Content, DirNode, Entry, EntryKind, Node, Root, Segment, VaultKeys};
+use std::{
+    io::{Read as _, Write},
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 /// An entry and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +180,14 @@ fn writing(path: &[u8], source: std::io::Error) -> RestoreError {
     }
 }
 
+/// Bytes that a segment takes in memory.
+pub(crate) fn in_memory(segment: &Segment) -> usize {
+    match segment {
+        Segment::Hole(_) => 0,
+        _ => usize::try_from(segment.len()).unwrap_or(usize::MAX),
+    }
+}
+
 /// Reads ahead by regions, so that a long file does not wait for each of its chunks.
 fn write_content(
     opener: &mut BlobOpener,
@@ -182,25 +197,31 @@ fn write_content(
     out: &mut dyn Write,
 ) -> Result<()> {
     // The visitor must not borrow the opener that walks the file's nodes.
-    let mut second = opener.another()?;
-    let mut region: Vec<ChunkRef> = Vec::new();
+    let mut reader = SegmentReader::new(opener.reader(), Arc::default())?;
+    let mut region: Vec<Segment> = Vec::new();
     let mut bytes = 0;
     let mut raw = Vec::new();
-    let mut write = |region: &mut Vec<ChunkRef>| -> Result<()> {
-        let fetched = second.fetch(region.iter().map(|chunk| chunk.id))?;
-        for chunk in region.drain(..) {
-            second.open_data(&chunk, fetched.get(&chunk.id), &mut raw)?;
+    let mut write = |region: &mut Vec<Segment>| -> Result<()> {
+        let fetched = reader.fetch(region.iter())?;
+        for segment in region.drain(..) {
+            if let Segment::Hole(len) = segment {
+                let mut zeros = std::io::repeat(0).take(len);
+                std::io::copy(&mut zeros, out).map_err(|source| writing(path, source))?;
+                continue;
+            }
+            reader.read(&segment, &fetched, &mut raw)?;
             out.write_all(&raw).map_err(|source| writing(path, source))?;
         }
         Ok(())
     };
-    file_chunks::visit(opener, content, size, &mut |_, chunk: ChunkRef| {
-        if bytes + chunk.len as usize > crate::bounds::REGION_BYTES {
+    file_segments::visit(opener, content, size, &mut |_, segment: Segment| {
+        let len = in_memory(&segment);
+        if bytes + len > crate::bounds::REGION_BYTES {
             write(&mut region)?;
             bytes = 0;
         }
-        bytes += chunk.len as usize;
-        region.push(chunk);
+        bytes += len;
+        region.push(segment);
         Ok(())
     })
     .and_then(|()| write(&mut region))

@@ -3,14 +3,15 @@
 use crate::{
     BlobOpener, ChunkReader, Progress, RestoreError, Result, Snapshot,
     bounds::{CONTENT_IN_FLIGHT, REGION_BYTES},
-    file_chunks::{self, ChunkVisitor},
+    content::{PartsCache, SegmentReader},
+    file_segments::{self, SegmentVisitor},
     path::PathLink,
     pool::{Pool, worker_count},
     report::{ProblemList, Problems},
     walk::{self, Visitor, Wanted},
 };
 use holdfast_core::{ChunkId, limits::IDS_PER_QUERY};
-use holdfast_repo::{ChunkRef, Entry, EntryKind, RootTree};
+use holdfast_repo::{Entry, EntryKind, RootTree, Segment};
 use parking_lot::Mutex;
 use std::{
     collections::HashSet,
@@ -90,8 +91,8 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Chunks to read, each with the file that needs it.
-type Batch = Vec<(ChunkRef, PathLink)>;
+/// Segments to read, each with the file that needs it.
+type Batch = Vec<(Segment, PathLink)>;
 
 #[derive(Default)]
 struct Tally {
@@ -118,9 +119,10 @@ fn verify(
         }
     }
     let threads = worker_count();
-    let work = |state: &mut (BlobOpener, Vec<u8>), batch: Batch, pool: &Pool<'_, Batch>| {
+    let cache = Arc::new(PartsCache::default());
+    let work = |state: &mut (SegmentReader, Vec<u8>), batch: Batch, pool: &Pool<'_, Batch>| {
         let _held = pool.hold(
-            batch.iter().map(|(chunk, _)| chunk.len as usize).sum(),
+            batch.iter().map(|(segment, _)| segment.len() as usize).sum(),
             CONTENT_IN_FLIGHT,
         );
         check(state, batch, &tally, progress)
@@ -130,7 +132,7 @@ fn verify(
         threads,
         CONTENT_IN_FLIGHT,
         cancel,
-        || Ok((reader.opener()?, Vec::new())),
+        || Ok((SegmentReader::new(reader, Arc::clone(&cache))?, Vec::new())),
         work,
         |pool| {
             let mut scan = Scan {
@@ -162,22 +164,22 @@ fn verify(
 }
 
 fn check(
-    (opener, raw): &mut (BlobOpener, Vec<u8>),
+    (reader, raw): &mut (SegmentReader, Vec<u8>),
     batch: Batch,
     tally: &Tally,
     progress: &Progress,
 ) -> Result<()> {
-    let fetched = opener.fetch(batch.iter().map(|(chunk, _)| chunk.id))?;
-    for (chunk, path) in batch {
-        match opener.open_data(&chunk, fetched.get(&chunk.id), raw) {
+    let fetched = reader.fetch(batch.iter().map(|(segment, _)| segment))?;
+    for (segment, path) in batch {
+        match reader.read(&segment, &fetched, raw) {
             Ok(()) => {
                 tally.chunks.fetch_add(1, Relaxed);
-                tally.bytes.fetch_add(chunk.len.into(), Relaxed);
+                tally.bytes.fetch_add(segment.len(), Relaxed);
             }
             Err(error) if error.is_local() => tally.findings.add(path.path(), &error),
             Err(error) => return Err(error),
         }
-        progress.add_bytes(chunk.len.into());
+        progress.add_bytes(segment.len());
     }
     Ok(())
 }
@@ -203,7 +205,7 @@ impl Scan<'_> {
     fn file(&mut self, opener: &mut BlobOpener, entry: &Entry, path: &PathLink) -> Result<()> {
         if let EntryKind::File { size, content, .. } = &entry.kind {
             let mut chunks = FileScan { scan: self, path };
-            match file_chunks::visit(opener, content, *size, &mut chunks) {
+            match file_segments::visit(opener, content, *size, &mut chunks) {
                 Err(error) if error.is_local() => self.tally.findings.add(path.path(), &error),
                 outcome => outcome?,
             }
@@ -228,14 +230,20 @@ struct FileScan<'f, 's> {
     path: &'f PathLink,
 }
 
-impl ChunkVisitor for FileScan<'_, '_> {
-    fn chunk(&mut self, _offset: u64, chunk: ChunkRef) -> Result<()> {
+impl SegmentVisitor for FileScan<'_, '_> {
+    fn segment(&mut self, _offset: u64, segment: Segment) -> Result<()> {
         let scan = &mut *self.scan;
-        if !scan.read_data || !scan.is_new(&chunk.id) {
+        let is_new = match &segment {
+            Segment::Whole(chunk) => scan.is_new(&chunk.id),
+            // What it is put together from vouches for nothing by itself, nor does an equal whole chunk.
+            Segment::Parts(parts) => scan.is_new(&ChunkId(parts.hash.0.map(|byte| !byte))),
+            Segment::Hole(_) => false,
+        };
+        if !scan.read_data || !is_new {
             return Ok(());
         }
-        scan.batch.push((chunk, self.path.clone()));
-        scan.bytes += chunk.len as usize;
+        scan.bytes += segment.len() as usize;
+        scan.batch.push((segment, self.path.clone()));
         if scan.bytes >= REGION_BYTES || scan.batch.len() >= IDS_PER_QUERY {
             scan.flush()
         } else {

@@ -367,6 +367,7 @@ impl World {
                 ctime: Timestamp::default(),
                 inode: 2,
                 changed_while_read: false,
+                is_sparse: false,
                 kind: EntryKind::Dir {
                     node: *node,
                     files: 1,

@@ -10,8 +10,9 @@ use crate::samples::{EPOCH_KEY, ID_KEY, VAULT, blob_bytes, entry, file, hex_byte
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use holdfast_core::{ChunkId, PackId};
 use holdfast_repo::{
-    BlobHeader, ChunkRef, Codec, Content, DirBuilder, DirNode, Entry, EntryKind, FileBuilder, FileNode, Kind,
-    Node, NodeDraft, Opener, PackDirectory, PackWriter, Root, RootClear, Sealer, VaultKeys,
+    BlobHeader, ChunkRef, Codec, Content, DirBuilder, DirNode, Entry, EntryKind, Extent, FileBuilder,
+    FileNode, Kind, Node, NodeDraft, Opener, PackDirectory, PackWriter, Parts, Root, RootClear, Sealer,
+    Segment, VaultKeys,
 };
 use std::path::PathBuf;
 
@@ -63,7 +64,7 @@ fn chunk(n: u8) -> ChunkRef {
 fn file_leaf() -> NodeDraft {
     let keys = keys();
     let mut builder = FileBuilder::default();
-    (1..=9).for_each(|n| builder.push(&keys, chunk(n)));
+    (1..=9).for_each(|n| builder.push(&keys, chunk(n)).unwrap());
     let (content, mut nodes) = builder.finish(&keys).unwrap();
     let draft = nodes.remove(0);
     assert!(nodes.is_empty() && content == Content::Node(draft.id));
@@ -129,7 +130,7 @@ fn file_index() -> NodeDraft {
     let mut builder = FileBuilder::default();
     for i in 0..5000_u32 {
         let id = ChunkId(*blake3::hash(&i.to_le_bytes()).as_bytes());
-        builder.push(&keys, ChunkRef { id, len: 1 + i });
+        builder.push(&keys, ChunkRef { id, len: 1 + i }).unwrap();
     }
     builder.finish(&keys).unwrap().1.pop().unwrap()
 }
@@ -284,7 +285,44 @@ fn file_nodes_open_and_have_their_layout() {
         header_by_hand(codec, 2, 6, blob.len() - head_len, draft.id, &links)
     );
     let leaf = Node::decode(header.kind, &header.links, &payload).unwrap();
-    assert_eq!(leaf, Node::File(FileNode::Leaf((1..=9).map(chunk).collect())));
+    assert_eq!(
+        leaf,
+        Node::File(FileNode::Leaf(
+            (1..=9).map(|n| Segment::Whole(chunk(n))).collect()
+        ))
+    );
+
+    let mut builder = FileBuilder::default();
+    let extent = |n: u8, offset, len| Extent {
+        chunk: ChunkId([n; 32]),
+        offset,
+        len,
+    };
+    let segments = [
+        Segment::Whole(chunk(1)),
+        Segment::Parts(Parts {
+            hash: ChunkId([0xaa; 32]),
+            extents: vec![extent(1, 0, 8192), extent(2, 300, 8192), extent(1, 16_384, 1)],
+        }),
+        Segment::Hole(1 << 40),
+    ];
+    for segment in &segments {
+        builder.push(&keys(), segment.clone()).unwrap();
+    }
+    let draft = builder.finish(&keys()).unwrap().1.remove(0);
+    let mut by_hand = vec![1, 0, 3, 0, 0xa1, 0x8d, 0x06];
+    by_hand.extend_from_slice(&[1, 0x81, 0x80, 0x01]);
+    by_hand.extend_from_slice(&[0xaa; 32]);
+    by_hand.extend_from_slice(&[
+        3, 0, 0, 0x80, 0x40, 1, 0xac, 0x02, 0x80, 0x40, 0, 0x80, 0x80, 0x01, 1,
+    ]);
+    by_hand.extend_from_slice(&[2, 0x80, 0x80, 0x80, 0x80, 0x80, 0x20]);
+    golden_exact("payload-file-segments.bin", &by_hand);
+    assert_eq!(draft.payload, by_hand);
+    let ids: Vec<_> = draft.links.0.iter().map(|link| link.id).collect();
+    assert_eq!(ids, [chunk(1).id, ChunkId([2; 32])]);
+    let back = Node::decode(Kind::File, &draft.links, &draft.payload).unwrap();
+    assert_eq!(back, Node::File(FileNode::Leaf(segments.to_vec())));
 
     let index = file_index();
     golden_exact("payload-file-index.bin", &index.payload);

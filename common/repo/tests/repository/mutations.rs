@@ -6,8 +6,8 @@ use crate::{
 };
 use holdfast_core::{ChunkId, PackId};
 use holdfast_repo::{
-    BlobHeader, ChunkRef, DirBuilder, DirNode, EntryKind, FileBuilder, FileNode, Kind, Link, Links, Node,
-    NodeDraft, Opener, PackDirectory, PackWriter, Root, RootClear, Sealer, VaultKeys,
+    BlobHeader, ChunkRef, DirBuilder, DirNode, EntryKind, Extent, FileBuilder, FileNode, Kind, Link, Links,
+    Node, NodeDraft, Opener, PackDirectory, PackWriter, Parts, Root, RootClear, Sealer, Segment, VaultKeys,
     blob::{CRC_LEN, FIXED_LEN},
     pack::{TRAILER_LEN, Trailer},
 };
@@ -76,7 +76,20 @@ fn drafts() -> Vec<NodeDraft> {
     let mut file = FileBuilder::default();
     for i in 0..1500_u32 {
         let id = ChunkId(*blake3::hash(&i.to_le_bytes()).as_bytes());
-        file.push(&keys, ChunkRef { id, len: i + 1 });
+        file.push(&keys, ChunkRef { id, len: i + 1 }).unwrap();
+        if i % 7 == 0 {
+            let extent = |offset, len| Extent {
+                chunk: id,
+                offset,
+                len,
+            };
+            let parts = Parts {
+                hash: ChunkId([i as u8; 32]),
+                extents: vec![extent(0, 1), extent(i, i + 1)],
+            };
+            file.push(&keys, Segment::Parts(parts)).unwrap();
+            file.push(&keys, Segment::Hole(u64::from(i) << 20 | 1)).unwrap();
+        }
     }
     let mut large = DirBuilder::new(&keys);
     for i in 0..1200 {
@@ -282,7 +295,7 @@ fn check(keys: &VaultKeys, node: &Node) {
                     .all(|pair| pair[0].first_name < pair[1].first_name)
             );
         }
-        Node::File(FileNode::Leaf(chunks)) => assert!(chunks.iter().all(|chunk| chunk.len > 0)),
+        Node::File(FileNode::Leaf(segments)) => assert!(segments.iter().all(|segment| segment.len() > 0)),
         Node::File(FileNode::Index(children)) => assert!(!children.is_empty()),
     }
 }

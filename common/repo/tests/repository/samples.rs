@@ -46,6 +46,7 @@ pub fn entry(name: &[u8], kind: EntryKind) -> Entry {
         ctime: Timestamp { secs: -1, nanos: 0 },
         inode: 300,
         changed_while_read: false,
+        is_sparse: false,
         kind,
     }
 }

@@ -7,7 +7,7 @@ use crate::{
 use holdfast_core::{ChunkId, limits};
 use holdfast_repo::{
     BlobHeader, ChunkRef, Content, DirBuilder, DirNode, Entry, EntryKind, FileBuilder, FileNode, Node,
-    NodeDraft, Opener, Sealer, Strategy, Timestamp, VaultKeys,
+    NodeDraft, Opener, Sealer, Segment, Strategy, Timestamp, VaultKeys,
 };
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -58,7 +58,7 @@ impl World {
             let id = if random.one_in(4) { [7; 32] } else { id };
             let len = 1 + random.below(limits::CHUNK_MAX) as u32;
             chunks.push(ChunkRef { id: ChunkId(id), len });
-            builder.push(&keys, chunks[chunks.len() - 1]);
+            builder.push(&keys, chunks[chunks.len() - 1]).unwrap();
             if random.one_in(100) {
                 self.store(builder.take_nodes());
             }
@@ -169,9 +169,12 @@ impl Walk<'_> {
 
     fn file(&mut self, id: ChunkId, out: &mut Vec<ChunkRef>) -> u64 {
         match self.node(id) {
-            Node::File(FileNode::Leaf(chunks)) => {
-                out.extend_from_slice(&chunks);
-                chunks.iter().map(|chunk| u64::from(chunk.len)).sum()
+            Node::File(FileNode::Leaf(segments)) => {
+                out.extend(segments.iter().map(|segment| match segment {
+                    Segment::Whole(chunk) => *chunk,
+                    other => panic!("{other:?} was not put in"),
+                }));
+                segments.iter().map(Segment::len).sum()
             }
             Node::File(FileNode::Index(children)) => {
                 let mut sum = 0;

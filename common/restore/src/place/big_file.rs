@@ -26,6 +26,10 @@ pub(super) struct BigFile {
 impl BigFile {
     pub(super) fn create(dir: &Arc<Dir>, entry: &Entry) -> Result<Arc<Self>> {
         let (file, temporary) = dir.create_file(&entry.name)?;
+        if let Err(errno) = rustix::fs::ftruncate(&file, entry.size()) {
+            dir.remove(temporary.as_deref().unwrap_or(&entry.name));
+            return Err(dir.failed("size", &entry.name, errno));
+        }
         Ok(Arc::new(Self {
             file,
             dir: Arc::clone(dir),
@@ -58,6 +62,13 @@ impl BigFile {
         self.dir.target.counts.bytes.fetch_add(all, Relaxed);
         self.dir.target.progress.add_bytes(all);
         Ok(())
+    }
+
+    /// Leaves a hole: the file was made as long as it will be, and nothing was written there.
+    pub(super) fn skip(&self, len: u64) {
+        self.written.fetch_add(len, AcqRel);
+        self.dir.target.counts.bytes.fetch_add(len, Relaxed);
+        self.dir.target.progress.add_bytes(len);
     }
 
     /// Notes why it cannot be completed, once; gives the error back when the restore cannot go on.

@@ -5,12 +5,13 @@ use super::{big_file::BigFile, dir::Dir, target::Target, worker::Task};
 use crate::{
     BlobOpener, RestoreError, Result,
     bounds::{BATCH_BYTES, BATCH_DIRS, BATCH_FILES, REGION_BYTES},
-    file_chunks,
+    file_segments,
     pool::Pool,
+    tree::in_memory,
     walk::Visitor,
 };
 use holdfast_core::{ChunkId, limits::IDS_PER_QUERY};
-use holdfast_repo::{ChunkRef, Content, Entry, EntryKind};
+use holdfast_repo::{Content, Entry, EntryKind, Segment};
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 pub(super) struct Planner<'p> {
@@ -86,30 +87,29 @@ impl<'p> Planner<'p> {
             Ok(file) => file,
             Err(error) => return dir.problem(&entry.name, error),
         };
-        let mut region: Vec<ChunkRef> = Vec::new();
+        let mut region: Vec<Segment> = Vec::new();
         let (mut start, mut bytes) = (0, 0);
         let pool = self.pool;
-        let push = |region: &mut Vec<ChunkRef>, offset: u64, bytes: usize| {
-            let chunks = std::mem::take(region);
+        let push = |region: &mut Vec<Segment>, offset: u64, bytes: usize| {
+            let segments = std::mem::take(region);
             pool.push(Task::Region {
                 file: Arc::clone(&file),
                 offset,
-                chunks,
+                segments,
                 bytes,
             })
         };
-        let outcome = file_chunks::visit(opener, content, entry.size(), &mut |offset, chunk: ChunkRef| {
-            if !region.is_empty()
-                && (bytes + chunk.len as usize > REGION_BYTES || region.len() >= IDS_PER_QUERY)
-            {
+        let outcome = file_segments::visit(opener, content, entry.size(), &mut |offset, segment: Segment| {
+            let len = in_memory(&segment);
+            if !region.is_empty() && (bytes + len > REGION_BYTES || region.len() >= IDS_PER_QUERY) {
                 push(&mut region, start, bytes)?;
                 bytes = 0;
             }
             if region.is_empty() {
                 start = offset;
             }
-            bytes += chunk.len as usize;
-            region.push(chunk);
+            bytes += len;
+            region.push(segment);
             Ok(())
         });
         match outcome {

@@ -1,9 +1,14 @@
 //! What each thread does: fetch, open, write.
 
 use super::{attributes::Attributes, big_file::BigFile, dir::Dir};
-use crate::{BlobOpener, ChunkReader, Fetched, RestoreError, Result, bounds::CONTENT_IN_FLIGHT, pool::Pool};
+use crate::{
+    ChunkReader, Fetched, RestoreError, Result,
+    bounds::CONTENT_IN_FLIGHT,
+    content::{PartsCache, SegmentReader},
+    pool::Pool,
+};
 use holdfast_core::ChunkId;
-use holdfast_repo::{ChunkRef, Content, Entry, EntryKind};
+use holdfast_repo::{ChunkRef, Content, Entry, EntryKind, Segment};
 use std::{
     collections::HashMap,
     os::fd::AsFd as _,
@@ -21,20 +26,20 @@ pub(super) enum Task {
     Region {
         file: Arc<BigFile>,
         offset: u64,
-        chunks: Vec<ChunkRef>,
+        segments: Vec<Segment>,
         bytes: usize,
     },
 }
 
 pub(super) struct Worker {
-    opener: BlobOpener,
+    reader: SegmentReader,
     raw: Vec<u8>,
 }
 
 impl Worker {
-    pub(super) fn new(reader: &ChunkReader) -> Result<Self> {
+    pub(super) fn new(reader: &ChunkReader, cache: &Arc<PartsCache>) -> Result<Self> {
         Ok(Self {
-            opener: reader.opener()?,
+            reader: SegmentReader::new(reader, Arc::clone(cache))?,
             raw: Vec::new(),
         })
     }
@@ -48,7 +53,7 @@ impl Worker {
                     .iter()
                     .flat_map(|(_, entry)| inline(entry))
                     .map(|chunk| chunk.id);
-                let fetched = self.opener.fetch(ids)?;
+                let fetched = self.reader.opener().fetch(ids)?;
                 for (dir, entry) in files {
                     pool.check()?;
                     if let Err(error) = self.small_file(&dir, &entry, &fetched) {
@@ -61,28 +66,31 @@ impl Worker {
             Task::Region {
                 file,
                 offset,
-                chunks,
+                segments,
                 bytes,
             } => {
                 let _held = pool.hold(bytes, CONTENT_IN_FLIGHT);
-                let outcome = self.region(&file, offset, &chunks);
+                let outcome = self.region(&file, offset, &segments);
                 outcome.or_else(|error| file.fail(error))
             }
         }
     }
 
-    fn region(&mut self, file: &BigFile, mut offset: u64, chunks: &[ChunkRef]) -> Result<()> {
-        let fetched = self.opener.fetch(chunks.iter().map(|chunk| chunk.id))?;
-        let mut last: Option<ChunkId> = None;
-        for chunk in chunks {
-            // Runs of the same chunk, as in sparse images, are opened once.
-            if last != Some(chunk.id) || self.raw.len() != chunk.len as usize {
-                self.opener
-                    .open_data(chunk, fetched.get(&chunk.id), &mut self.raw)?;
-                last = Some(chunk.id);
+    fn region(&mut self, file: &BigFile, mut offset: u64, segments: &[Segment]) -> Result<()> {
+        let fetched = self.reader.fetch(segments)?;
+        let mut last: Option<&Segment> = None;
+        for segment in segments {
+            if let Segment::Hole(len) = segment {
+                file.skip(*len);
+            } else {
+                // Runs of the same content, as in images that were filled with zeros, are opened once.
+                if last != Some(segment) {
+                    self.reader.read(segment, &fetched, &mut self.raw)?;
+                    last = Some(segment);
+                }
+                file.write(offset, &self.raw)?;
             }
-            file.write(offset, &self.raw)?;
-            offset += u64::from(chunk.len);
+            offset += segment.len();
         }
         Ok(())
     }
@@ -91,14 +99,16 @@ impl Worker {
         let chunks = inline(entry);
         // Before the file is made: one whose only chunk is damaged leaves no trace.
         if let [first, ..] = chunks {
-            self.opener
+            self.reader
+                .opener()
                 .open_data(first, fetched.get(&first.id), &mut self.raw)?;
         }
         let (file, temporary) = dir.create_file(&entry.name)?;
         let mut fill = || {
             for (n, chunk) in chunks.iter().enumerate() {
                 if n > 0 {
-                    self.opener
+                    self.reader
+                        .opener()
                         .open_data(chunk, fetched.get(&chunk.id), &mut self.raw)?;
                 }
                 write_all(file.as_fd(), &self.raw)

@@ -1,16 +1,16 @@
-//! A file's chunks in order, through its tree of nodes where it has one.
+//! A file's segments in order, through its tree of nodes where it has one.
 
 use crate::{BlobOpener, RestoreError, Result};
 use holdfast_core::{ChunkId, limits::NODE_DEPTH_MAX};
-use holdfast_repo::{ChunkRef, Content, FileNode, Node};
+use holdfast_repo::{Content, FileNode, Node, Segment};
 
 /// Nodes that are asked for at once: each lists up to a gibibyte of content, and is held meanwhile.
 const NODES_AHEAD: usize = 8;
 
-/// What a visitor of a file's chunks does.
-pub(crate) trait ChunkVisitor {
-    /// The next chunk and where its content begins in the file.
-    fn chunk(&mut self, offset: u64, chunk: ChunkRef) -> Result<()>;
+/// What a visitor of a file's segments does.
+pub(crate) trait SegmentVisitor {
+    /// The next segment and where its content begins in the file.
+    fn segment(&mut self, offset: u64, segment: Segment) -> Result<()>;
 
     /// Whether to look into a node; only who does not need offsets may say no.
     fn descend(&mut self, _node: &ChunkId) -> bool {
@@ -23,19 +23,19 @@ pub(crate) trait ChunkVisitor {
     }
 }
 
-impl<F: FnMut(u64, ChunkRef) -> Result<()>> ChunkVisitor for F {
-    fn chunk(&mut self, offset: u64, chunk: ChunkRef) -> Result<()> {
-        self(offset, chunk)
+impl<F: FnMut(u64, Segment) -> Result<()>> SegmentVisitor for F {
+    fn segment(&mut self, offset: u64, segment: Segment) -> Result<()> {
+        self(offset, segment)
     }
 }
 
-/// Visits all chunks in order. `size` is what the file's entry says; content beyond it is an error,
+/// Visits all segments in order. `size` is what the file's entry says; content beyond it is an error,
 /// and so is less, unless nodes were passed over.
 pub(crate) fn visit(
     opener: &mut BlobOpener,
     content: &Content,
     size: u64,
-    visitor: &mut impl ChunkVisitor,
+    visitor: &mut impl SegmentVisitor,
 ) -> Result<()> {
     let mut walk = Walk {
         offset: 0,
@@ -44,7 +44,7 @@ pub(crate) fn visit(
         visitor,
     };
     match content {
-        Content::Inline(chunks) => walk.chunks(chunks)?,
+        Content::Inline(chunks) => walk.segments(chunks.iter().copied().map(Segment::Whole))?,
         Content::Node(top) => walk.nodes(opener, &[*top], 1)?,
     }
     if walk.complete && walk.offset != size {
@@ -62,14 +62,15 @@ struct Walk<'v, V> {
     visitor: &'v mut V,
 }
 
-impl<V: ChunkVisitor> Walk<'_, V> {
-    fn chunks(&mut self, chunks: &[ChunkRef]) -> Result<()> {
-        for chunk in chunks {
-            self.visitor.chunk(self.offset, *chunk)?;
-            self.offset += u64::from(chunk.len);
-            if self.offset > self.size {
+impl<V: SegmentVisitor> Walk<'_, V> {
+    fn segments(&mut self, segments: impl IntoIterator<Item = Segment>) -> Result<()> {
+        for segment in segments {
+            let end = self.offset.saturating_add(segment.len());
+            if end > self.size {
                 return Err(RestoreError::BadTree("a file's chunks are longer than the file"));
             }
+            self.visitor.segment(self.offset, segment)?;
+            self.offset = end;
         }
         Ok(())
     }
@@ -88,7 +89,7 @@ impl<V: ChunkVisitor> Walk<'_, V> {
             let fetched = opener.fetch(wanted.iter().copied())?;
             for id in wanted {
                 match opener.open_node(id, fetched.get(&id)) {
-                    Ok(Node::File(FileNode::Leaf(chunks))) => self.chunks(&chunks)?,
+                    Ok(Node::File(FileNode::Leaf(segments))) => self.segments(segments)?,
                     Ok(Node::File(FileNode::Index(children))) => {
                         let ids: Vec<ChunkId> = children.into_iter().map(|(id, _)| id).collect();
                         self.nodes(opener, &ids, depth + 1)?;
