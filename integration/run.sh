@@ -14,7 +14,7 @@ usage: integration/run.sh [--long | --bench] [--no-install]
 
 Environment: CARGO_TARGET_DIR is honoured. HOLDFAST_SEED repeats a seeded test run.
              HOLDFAST_BENCH_ROUNDS (3), HOLDFAST_BENCH_SCALE (1.0), HOLDFAST_BENCH_DIR,
-             HOLDFAST_BENCH_JSON, HOLDFAST_BENCH_TOOLS change the bench.
+             HOLDFAST_BENCH_JSON, HOLDFAST_BENCH_TOOLS, HOLDFAST_BENCH_DATA, HOLDFAST_BENCH_LEVEL change the bench.
 TEXT
 }
 

@@ -51,6 +51,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("agent")
         .worker_threads(2)
         .enable_all()
         .build();

@@ -187,8 +187,14 @@ pub fn run(
     let workers = shared.settings.workers.max(1);
     let span = tracing::Span::current();
     std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| span.in_scope(|| worker::run(&shared)));
+        for n in 0..workers {
+            let work = || span.in_scope(|| worker::run(&shared));
+            let thread = std::thread::Builder::new().name(format!("backup-{n}"));
+            if let Err(error) = thread.spawn_scoped(scope, work)
+                && n == 0
+            {
+                shared.fail(AgentError::Internal(format!("no thread can be started: {error}")));
+            }
         }
     });
     if let Some(error) = shared.failure.lock().take() {

@@ -33,7 +33,10 @@ fn main() -> ExitCode {
             println!("{} is valid", path.display());
             return Ok(());
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("controller")
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(|error| holdfast_controller::Error::Internal(error.to_string()))?;
         runtime.block_on(serve::run(config))
     });

@@ -16,6 +16,9 @@ pub(super) struct Packer {
     vault: VaultId,
     data: Mutex<PackWriter>,
     nodes: Mutex<PackWriter>,
+    /// The buffer of the last data pack that was sent. Allocated anew for each pack, such large ones would
+    /// leave holes in the heap that nothing else fits.
+    spare: Mutex<Option<Vec<u8>>>,
     /// Packs that may still be begun to send.
     permits: Mutex<usize>,
     freed: Condvar,
@@ -27,6 +30,7 @@ impl Packer {
             vault,
             data: Mutex::new(PackWriter::new(vault, Vec::new())),
             nodes: Mutex::new(PackWriter::new(vault, Vec::new())),
+            spare: Mutex::new(None),
             permits: Mutex::new(limits::UPLOADS_IN_FLIGHT),
             freed: Condvar::new(),
         }
@@ -41,6 +45,9 @@ impl Packer {
             self.data.lock()
         };
         if open.is_empty() && !is_node {
+            if let Some(spare) = self.spare.lock().take() {
+                *open = PackWriter::new(self.vault, spare);
+            }
             open.reserve(limits::PACK_TARGET + limits::CHUNK_MAX);
         }
         open.push(blob);
@@ -52,8 +59,14 @@ impl Packer {
         let full = std::mem::replace(&mut *open, PackWriter::new(self.vault, Vec::new()));
         drop(open);
         let sent = send(full, remote, stats);
+        let outcome = sent.map(|buffer| {
+            // Unique: taken over, not copied.
+            if !is_node && buffer.is_unique() {
+                *self.spare.lock() = Some(Vec::from(buffer));
+            }
+        });
         self.give_permit();
-        sent
+        outcome
     }
 
     /// Sends what is left.
@@ -81,12 +94,14 @@ impl Packer {
     }
 }
 
-fn send(pack: PackWriter, remote: &dyn Remote, stats: &Stats) -> Result<()> {
+/// Sends a pack; returns its bytes.
+fn send(pack: PackWriter, remote: &dyn Remote, stats: &Stats) -> Result<Bytes> {
     let (id, bytes) = pack.finish();
     tracing::debug!(target: "holdfast::phase", phase = "upload", pack = %id, len = bytes.len());
     let len = bytes.len() as u64;
-    remote.upload(id, Bytes::from(bytes))?;
+    let bytes = Bytes::from(bytes);
+    remote.upload(id, bytes.clone())?;
     add(&stats.bytes_stored, len);
     add(&stats.packs, 1);
-    Ok(())
+    Ok(bytes)
 }

@@ -362,6 +362,7 @@ fn strategy_of(known: &Entry, fd: &OwnedFd, stat: &Stat) -> Strategy {
     let mut head = [0; 1024];
     match rustix::io::pread(fd, &mut head, 0) {
         Ok(len) if is_rewritten_in_place(&head[..len]) => Strategy::Fixed,
+        Ok(len) if is_image_like(stat.st_size as u64, &head[..len]) => Strategy::Fixed,
         _ => Strategy::ContentDefined,
     }
 }
@@ -378,6 +379,12 @@ fn is_rewritten_in_place(head: &[u8]) -> bool {
         || (at(510, b"\x55\xaa") && head.len() == 1024) // raw disk, MBR
 }
 
+/// Raw images and tablespaces have no magic of their own, but a length in whole MiB, which what grows by
+/// appending nearly never has, and no text at their beginning.
+fn is_image_like(len: u64, head: &[u8]) -> bool {
+    len.is_multiple_of(1 << 20) && head.iter().any(|byte| matches!(byte, 0..9 | 14..27))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,5 +398,8 @@ mod tests {
         assert!(is_rewritten_in_place(b"SQLite format 3\0 and so on"));
         assert!(!is_rewritten_in_place(b"just text"));
         assert!(!is_rewritten_in_place(b""));
+        assert!(is_image_like(64 << 20, &[0; 1024]));
+        assert!(!is_image_like((64 << 20) + 512, &[0; 1024]));
+        assert!(!is_image_like(64 << 20, "one line of text\n\tand another\r\n".as_bytes()));
     }
 }

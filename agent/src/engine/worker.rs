@@ -166,7 +166,6 @@ fn read_until_stable(
 /// and marked as changed.
 fn read_whole(fd: &OwnedFd, size: usize, arena: &mut Vec<u8>) -> rustix::io::Result<usize> {
     let start = arena.len();
-    // One byte more than expected shows growth without another call.
     arena.reserve(size.min(limits::CHUNK_MAX) + 1);
     loop {
         let have = arena.len() - start;
@@ -181,7 +180,8 @@ fn read_whole(fd: &OwnedFd, size: usize, arena: &mut Vec<u8>) -> rustix::io::Res
         if arena.len() - start > limits::CHUNK_MAX {
             arena.truncate(start + limits::CHUNK_MAX);
         }
-        if read == 0 {
+        // The attributes are looked at again afterwards: they tell of what was appended meanwhile.
+        if read == 0 || arena.len() - start == size {
             return Ok(arena.len() - start);
         }
     }

@@ -58,6 +58,10 @@ impl Tool for Holdfast {
         let mut cluster = Cluster::start_with(Options {
             base: Some(self.dir.clone()),
             log: Some("warn".into()),
+            level: std::env::var("HOLDFAST_BENCH_LEVEL")
+                .ok()
+                .map(|level| level.parse().context("HOLDFAST_BENCH_LEVEL"))
+                .transpose()?,
             ..Options::default()
         });
         let Some(parent) = self.source.parent() else {

@@ -31,6 +31,8 @@ pub struct Plan {
     pub restores: PathBuf,
     /// Tools to measure.
     pub tools: Vec<String>,
+    /// Data to measure: `tree`, `image`.
+    pub data: Vec<String>,
     /// Seed of the data.
     pub seed: u64,
     /// No round is begun after this long.
@@ -100,7 +102,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Report> {
     ];
     let place = Place::take(plan, &sets)?;
     let mut report = Report::new(plan);
-    for data in &sets {
+    for data in sets.iter().filter(|set| plan.data.iter().any(|name| name == set.name())) {
         let source = place.dir.join(data.name());
         println!("making the {} …", data.name());
         let bytes = data.make(&source)?;

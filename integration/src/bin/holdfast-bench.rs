@@ -33,6 +33,11 @@ fn main() -> anyhow::Result<()> {
         dir: directory("HOLDFAST_BENCH_DIR", "/var/tmp"),
         restores: directory("HOLDFAST_BENCH_RESTORES", "/dev/shm"),
         tools,
+        data: std::env::var("HOLDFAST_BENCH_DATA")
+            .unwrap_or_else(|_| "tree,image".into())
+            .split(',')
+            .map(str::to_string)
+            .collect(),
         seed: number("HOLDFAST_SEED", 1)?,
         time: Duration::from_secs(60 * number("HOLDFAST_BENCH_MINUTES", 90)?),
     };

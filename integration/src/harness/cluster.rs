@@ -34,6 +34,8 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// Filter of the log, when not the harness' own.
     pub log: Option<String>,
+    /// The agents' zstd level, when not the default.
+    pub level: Option<i64>,
 }
 
 /// An agent's process and its files.
@@ -334,6 +336,10 @@ impl Cluster {
             "restore_targets".into(),
             toml::Value::Array(vec![toml::Value::String(target)]),
         );
+        if let Some(level) = self.options.level {
+            let pipeline = toml::Table::from_iter([("level".to_string(), toml::Value::Integer(level))]);
+            table.insert("pipeline".into(), toml::Value::Table(pipeline));
+        }
         fs::write(config, toml::to_string(&table).unwrap()).unwrap();
     }
 
