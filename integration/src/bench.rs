@@ -1,5 +1,6 @@
 //! Holdfast beside its peers on the same data, in the same run, on the same disk: ratios count.
 
+pub mod daily;
 pub mod measure;
 pub mod ours;
 pub mod peers;

@@ -131,13 +131,25 @@ fn the_controllers_own_state_has_no_space() {
         }
     }
     scenario.change();
-    let output = scenario.cluster.backup(SOURCE);
-    let acknowledged = output.code == 0;
-    fs::remove_file(&hog).unwrap();
+    let mut asking = scenario.cluster.command(&scenario.cluster.binaries().ctl());
+    let mut asking = asking
+        .args(["backup", "run", SOURCE, "--wait"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     // A controller that cannot write its log stops rather than guess; it starts again when there is space.
+    let refused = holdfast_integration::wait::poll(holdfast_integration::wait::PATIENCE, || {
+        let stopped = scenario.cluster.controller().exited().is_some();
+        (stopped || asking.try_wait().unwrap().is_some()).then_some(())
+    });
+    assert!(refused.is_some(), "a controller without space neither works nor stops");
+    fs::remove_file(&hog).unwrap();
     scenario.cluster.kill_controller();
     scenario.cluster.start_controller(None);
     scenario.cluster.wait_ready();
+    // Whoever waited for the job rides over the restart, or was told why not.
+    let acknowledged = asking.wait().unwrap().success();
     scenario.cluster.wait_connected(AGENT);
     // A job that was asked for before may run now: the source must not change under it.
     holdfast_integration::wait::until("jobs of before to end", || {

@@ -31,7 +31,7 @@ pub struct Plan {
     pub restores: PathBuf,
     /// Tools to measure.
     pub tools: Vec<String>,
-    /// Data to measure: `tree`, `image`.
+    /// Data to measure: `tree`, `image`; or `daily` alone.
     pub data: Vec<String>,
     /// Seed of the data.
     pub seed: u64,
@@ -100,7 +100,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Report> {
             pages: ((image::Spec::large(0).pages as f64 * plan.scale) as u64).max(1000),
         }),
     ];
-    let place = Place::take(plan, &sets)?;
+    let largest = sets.iter().map(Data::bytes_needed).max().unwrap_or(0);
+    let place = Place::take(plan, largest)?;
     let mut report = Report::new(plan);
     for data in sets.iter().filter(|set| plan.data.iter().any(|name| name == set.name())) {
         let source = place.dir.join(data.name());
@@ -254,14 +255,15 @@ fn check(tool: &dyn Tool, expected: &tree::Tree, root: &Path, report: &mut Repor
 }
 
 /// The bench's directories, taken exclusively and removed at the end.
-struct Place {
-    dir: PathBuf,
-    restores: PathBuf,
+pub(super) struct Place {
+    pub dir: PathBuf,
+    pub restores: PathBuf,
     _lock: fs::File,
 }
 
 impl Place {
-    fn take(plan: &Plan, sets: &[Data]) -> anyhow::Result<Self> {
+    /// `largest` is the size of the largest source in bytes.
+    pub fn take(plan: &Plan, largest: u64) -> anyhow::Result<Self> {
         fs::create_dir_all(&plan.dir).with_context(|| format!("create {}", plan.dir.display()))?;
         let lock = fs::File::create(plan.dir.join("holdfast-bench.lock"))?;
         lock.try_lock()
@@ -274,7 +276,6 @@ impl Place {
         place.clear();
         fs::create_dir_all(&place.dir)?;
         fs::create_dir_all(&place.restores)?;
-        let largest = sets.iter().map(Data::bytes_needed).max().unwrap_or(0);
         enough(&place.dir, largest * 5)?;
         enough(&place.restores, largest + (1 << 30))?;
         Ok(place)

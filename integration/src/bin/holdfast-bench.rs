@@ -2,7 +2,7 @@
 //! builds everything and runs this.
 
 use anyhow::Context as _;
-use holdfast_integration::bench::{peers::PEERS, run};
+use holdfast_integration::bench::{daily, peers::PEERS, run};
 use std::{fs, path::PathBuf, time::Duration};
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> anyhow::Result<T> {
@@ -41,6 +41,9 @@ fn main() -> anyhow::Result<()> {
         seed: number("HOLDFAST_SEED", 1)?,
         time: Duration::from_secs(60 * number("HOLDFAST_BENCH_MINUTES", 90)?),
     };
+    if plan.data.iter().any(|name| name == "daily") {
+        return daily::run(&plan);
+    }
     println!(
         "bench: {} rounds at scale {}, tools {}",
         plan.rounds,
