@@ -121,16 +121,6 @@ fn run(
             "only a snapshot of one tree can be restored without its path",
         ));
     }
-    if options.delete {
-        check_delete(snapshot, options)?;
-    }
-    if options.dry_run {
-        let counted = count(opener, &parts, &options.cancel)?;
-        return match Target::look(&target)? {
-            Some(handle) if options.delete => delete::preview(opener, &parts, handle, options, counted),
-            _ => Ok(counted),
-        };
-    }
     // Trees that contain each other meet in the target; the later one replaces the same by the same.
     let overlap = trees.iter().enumerate().any(|(at, tree)| {
         let path = names(&tree.path);
@@ -139,6 +129,16 @@ fn run(
             other.starts_with(&path) || path.starts_with(&other)
         })
     });
+    if options.delete {
+        check_delete(snapshot, options, overlap)?;
+    }
+    if options.dry_run {
+        let counted = count(opener, &parts, &options.cancel)?;
+        return match Target::look(&target)? {
+            Some(handle) if options.delete => delete::preview(opener, &parts, handle, options, counted),
+            _ => Ok(counted),
+        };
+    }
     let target = Target::open(&target, options.in_place, overlap, Arc::clone(&options.progress))?;
     if options.delete {
         delete::remove(opener, &parts, &target, options)?;
@@ -149,10 +149,16 @@ fn run(
 }
 
 /// Removing needs to be meant, and a snapshot that knows everything.
-fn check_delete(snapshot: &Snapshot, options: &RestoreOptions) -> Result<()> {
+fn check_delete(snapshot: &Snapshot, options: &RestoreOptions, overlap: bool) -> Result<()> {
     if !options.in_place {
         return Err(RestoreError::Invalid(
             "what the snapshot does not have can only be deleted in a restore in place",
+        ));
+    }
+    if overlap {
+        // To each of them, what only the other one has would be too much.
+        return Err(RestoreError::Invalid(
+            "trees of this snapshot contain each other, so what is in none of them is not known well enough to delete",
         ));
     }
     if snapshot.root().clear.partial {

@@ -264,8 +264,8 @@ pub(crate) struct RestoreArgs {
     /// was interrupted.
     #[arg(long)]
     pub(crate) in_place: bool,
-    /// With --in-place: delete what is in the restored directories and not in the snapshot. Look at it with --dry-run
-    /// first.
+    /// With --in-place: delete what is in the restored directories and not in the snapshot, so also what the source
+    /// excludes. Look at it with --dry-run first.
     #[arg(long, requires = "in_place")]
     pub(crate) delete: bool,
     /// Show what would be restored, and deleted.

@@ -58,7 +58,7 @@ impl Worker {
     pub(super) fn work(&mut self, task: Task, pool: &Pool<'_, Task>) -> Result<()> {
         match task {
             Task::Files { mut files, bytes } => {
-                files.retain(|(dir, entry)| !self.is_there(dir, entry, &whole(entry)));
+                files.retain(|(dir, entry)| !dir.target.rewrite || !self.is_there(dir, entry, &whole(entry)));
                 let _held = pool.hold(bytes, CONTENT_IN_FLIGHT);
                 let segments: Vec<Segment> = files.iter().flat_map(|(_, entry)| whole(entry)).collect();
                 let fetched = self.reader.fetch(&segments)?;
