@@ -70,6 +70,7 @@ impl Attributes {
     }
 
     /// Whether a file already has them, as far as this user could set them.
+    #[allow(clippy::unnecessary_cast, reason = "times have other types on other machines")]
     pub(super) fn are_set(&self, stat: &Stat, target: &Target) -> bool {
         let (owned, mode) = self.as_settable(target);
         let same_owner = owned.is_none_or(|owner| owner == (stat.st_uid, stat.st_gid));

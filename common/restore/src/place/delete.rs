@@ -322,10 +322,8 @@ impl<'c> Cleaner<'c> {
             return Taken::Kept;
         }
         if !is_dir {
-            return match self.unlink(dir, &name, &path, false) {
-                true => Taken::Gone,
-                false => Taken::Kept,
-            };
+            let gone = self.unlink(dir, &name, &path, false);
+            return if gone { Taken::Gone } else { Taken::Kept };
         }
         let entered = enter(dir, &name).and_then(|handle| Ok((list(handle.as_fd())?, handle)));
         match entered {

@@ -357,7 +357,7 @@ fn swap(root: &Path, outside: &Path, stop: &Arc<AtomicBool>) -> std::thread::Joi
                 let path = root.join(format!("i{i}"));
                 n += 1;
                 if rustix::fs::rename(&path, root.join(format!("moved{i}"))).is_ok() {
-                    let to = if n % 2 == 0 {
+                    let to = if n.is_multiple_of(2) {
                         outside.clone()
                     } else {
                         outside.join("precious")
