@@ -7,7 +7,9 @@ use crate::{
 use holdfast_core::{HasKind as _, SnapshotId};
 use holdfast_net::Fault;
 use holdfast_proto::v1::{JobResult, RestoreSpec, RunStats};
-use holdfast_restore::{GrpcSource, Layout, Progress, RestoreError, RestoreOptions, Snapshot, restore};
+use holdfast_restore::{
+    GrpcSource, Layout, OnRemoval, Progress, RestoreError, RestoreOptions, Snapshot, restore,
+};
 use std::{
     path::{Component, Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -45,6 +47,8 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
         paths: paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
         layout: Layout::Paths,
         in_place: *in_place,
+        delete: false,
+        on_removal: OnRemoval::default(),
         dry_run: false,
         workers: None,
         progress: Arc::clone(&progress),

@@ -12,8 +12,20 @@ pub const BATCH_FILES: usize = 256;
 pub const BATCH_DIRS: usize = 64;
 /// Piece in which larger files are fetched and written, by several workers at once.
 pub const REGION_BYTES: usize = 8 * MIB;
+/// Files up to this are always replaced as a whole, under another name first, so that nobody ever sees half
+/// of one. Larger ones that are there already are rewritten in place, where a copy would cost too much.
+pub const REWRITE_MIN: u64 = 8 * MIB as u64;
 /// Raw content that all workers together may have fetched and not yet written.
 pub const CONTENT_IN_FLIGHT: usize = 64 * MIB;
+/// Blobs that one fetch holds at most, where nothing says how much to expect: of what a hostile tree names,
+/// each may be as long as a blob can be.
+pub const FETCH_BYTES: usize = 32 * MIB;
+/// What a blob is longer than its content at most.
+pub const BLOB_OVERHEAD: usize = 128;
+/// What a chunk of which a segment takes parts is reckoned with; its length is not known before it came.
+pub const PART_CHUNK: usize = MIB;
+/// Different chunks that the segments of parts in one region are made of, unless one alone needs more.
+pub const REGION_PART_CHUNKS: usize = 32;
 /// Opened chunks that segments of parts are put together from, kept for their neighbours.
 pub const PARTS_CACHED: usize = 24 * MIB;
 /// Most workers, however many cores there are: beyond it, the bytes in flight are the limit.

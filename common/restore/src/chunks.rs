@@ -1,6 +1,9 @@
 //! From ids to checked content: fetch, open, and on damage look for another copy.
 
-use crate::{BlobSource, Fetched, RestoreError, Result, bounds::COPIES_TRIED};
+use crate::{
+    BlobSource, Fetched, RestoreError, Result,
+    bounds::{COPIES_TRIED, FETCH_BYTES},
+};
 use holdfast_core::{ChunkId, ErrorKind, HasKind as _, PackId, limits::IDS_PER_QUERY};
 use holdfast_repo::{BlobHeader, ChunkRef, Kind, Node, Opener, RepoError, VaultKeys};
 use std::{
@@ -71,32 +74,54 @@ impl BlobOpener {
         &self.reader
     }
 
-    /// Blobs by id, each asked for once.
+    /// Blobs by id, each asked for once. Those beyond `bounds::FETCH_BYTES` are left out; opening them
+    /// fetches them.
     ///
     /// # Errors
     /// Those of the source; what is not stored is no error yet.
     pub fn fetch(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<HashMap<ChunkId, Fetched>> {
+        self.fetch_within(ids, FETCH_BYTES)
+    }
+
+    /// The same with another bound on the blobs' bytes.
+    pub(crate) fn fetch_within(
+        &self,
+        ids: impl IntoIterator<Item = ChunkId>,
+        bytes: usize,
+    ) -> Result<HashMap<ChunkId, Fetched>> {
         let mut seen = HashSet::new();
         let ids: Vec<ChunkId> = ids.into_iter().filter(|id| seen.insert(*id)).collect();
         let mut found = HashMap::with_capacity(ids.len());
+        let mut left = bytes;
         for piece in ids.chunks(IDS_PER_QUERY) {
-            let answers = self.reader.runtime.block_on(self.reader.source.fetch(piece))?;
+            let fetching = self.reader.source.fetch_within(piece, left);
+            let answers = self.reader.runtime.block_on(fetching)?;
             if answers.len() != piece.len() {
                 return Err(RestoreError::Protocol("another number of blobs than of ids"));
             }
             let pairs = piece.iter().zip(answers);
-            found.extend(pairs.filter_map(|(id, fetched)| Some((*id, fetched?))));
+            let pairs = pairs.filter_map(|(id, fetched)| Some((*id, fetched?)));
+            found.extend(pairs.inspect(|(_, (blob, _))| left = left.saturating_sub(blob.len())));
         }
         Ok(found)
     }
 
-    /// The content of a chunk whose blob was fetched, or of another copy of it. `raw` receives it.
+    /// One blob, however long.
+    fn fetch_one(&self, id: ChunkId) -> Result<Option<Fetched>> {
+        Ok(self.fetch_within([id], usize::MAX)?.remove(&id))
+    }
+
+    /// The content of a chunk whose blob was fetched, is fetched now, or of another copy of it. `raw`
+    /// receives it.
     ///
     /// # Errors
     /// `Missing`, `Damaged` in every copy, or the source's.
     pub fn open(&mut self, id: ChunkId, fetched: Option<&Fetched>, raw: &mut Vec<u8>) -> Result<BlobHeader> {
         let mut bad = Vec::new();
-        let mut fetched = fetched.cloned();
+        let mut fetched = match fetched {
+            Some(fetched) => Some(fetched.clone()),
+            None => self.fetch_one(id)?,
+        };
         let mut last: Option<RepoError> = None;
         loop {
             let Some((blob, pack)) = fetched else {
@@ -153,12 +178,7 @@ impl BlobOpener {
     /// The content of a data chunk of which only parts are wanted.
     pub(crate) fn open_any_data(&mut self, id: ChunkId, fetched: Option<&Fetched>) -> Result<Vec<u8>> {
         let mut raw = Vec::new();
-        // One that was in a cache when others were fetched, and is no more, is fetched by itself.
-        let again = match fetched {
-            Some(_) => None,
-            None => self.fetch([id])?.remove(&id),
-        };
-        let header = self.open(id, fetched.or(again.as_ref()), &mut raw)?;
+        let header = self.open(id, fetched, &mut raw)?;
         if header.kind == Kind::Data {
             Ok(raw)
         } else {

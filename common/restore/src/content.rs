@@ -1,8 +1,11 @@
 //! From segments to their bytes: chunks are opened, segments of parts are put together and checked.
 
-use crate::{BlobOpener, ChunkReader, Fetched, Result, bounds::PARTS_CACHED};
+use crate::{
+    BlobOpener, ChunkReader, Fetched, Result,
+    bounds::{BLOB_OVERHEAD, CONTENT_IN_FLIGHT, PART_CHUNK, PARTS_CACHED},
+};
 use holdfast_core::ChunkId;
-use holdfast_repo::{ChunkRef, Parts, Segment};
+use holdfast_repo::{ChunkRef, Parts, RepoError, Segment};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, VecDeque},
@@ -74,13 +77,28 @@ impl SegmentReader {
         &mut self.opener
     }
 
-    /// Fetches what the segments need and is not at hand.
+    /// Fetches what the segments need and is not at hand. What turns out longer than their references let
+    /// expect is fetched one by one when it is read.
     pub(crate) fn fetch<'s>(
         &self,
         segments: impl IntoIterator<Item = &'s Segment>,
     ) -> Result<HashMap<ChunkId, Fetched>> {
-        let ids = segments.into_iter().flat_map(chunks_of);
-        self.opener.fetch(ids.filter(|id| self.cache.get(id).is_none()))
+        let mut expected = 0;
+        let mut ids = Vec::new();
+        for segment in segments {
+            if let Segment::Whole(chunk) = segment {
+                expected += chunk.len as usize + BLOB_OVERHEAD;
+                ids.push(chunk.id);
+                continue;
+            }
+            for id in chunks_of(segment) {
+                if self.cache.get(&id).is_none() {
+                    expected += PART_CHUNK + BLOB_OVERHEAD;
+                    ids.push(id);
+                }
+            }
+        }
+        self.opener.fetch_within(ids, expected.min(CONTENT_IN_FLIGHT))
     }
 
     /// The content of a segment that is no hole.
@@ -110,19 +128,44 @@ impl SegmentReader {
     }
 
     fn parts(&mut self, parts: &Parts, fetched: &HashMap<ChunkId, Fetched>, raw: &mut Vec<u8>) -> Result<()> {
-        let mut opened = HashMap::new();
+        raw.clear();
+        raw.resize(parts.len() as usize, 0);
+        // One after the other: all of them together may be many times as long as the segment.
         for id in parts.chunks() {
             let content = match self.cache.get(&id) {
                 Some(content) => content,
                 None => {
-                    let content = Arc::new(self.opener.open_any_data(id, fetched.get(&id))?);
+                    let content = self.opener.open_any_data(id, fetched.get(&id));
+                    let content = Arc::new(content.inspect_err(|_| raw.clear())?);
                     self.cache.put(id, &content);
                     content
                 }
             };
-            opened.insert(id, content);
+            if !place_parts(parts, id, &content, raw) {
+                raw.clear();
+                return Err(RepoError::WrongContent(id).into());
+            }
         }
-        let content = |id: &ChunkId| opened.get(id).map(|content| content.as_slice());
-        Ok(parts.assemble(self.opener.keys(), content, raw)?)
+        if self.opener.keys().is_content(&parts.hash, raw) {
+            return Ok(());
+        }
+        raw.clear();
+        Err(RepoError::WrongContent(parts.hash).into())
     }
+}
+
+/// Copies what a segment takes of one chunk to its places; false when the chunk is too short for it.
+fn place_parts(parts: &Parts, chunk: ChunkId, content: &[u8], segment: &mut [u8]) -> bool {
+    let mut at = 0;
+    for extent in &parts.extents {
+        let (from, len) = (extent.offset as usize, extent.len as usize);
+        if extent.chunk == chunk {
+            match (content.get(from..from + len), segment.get_mut(at..at + len)) {
+                (Some(part), Some(place)) => place.copy_from_slice(part),
+                _ => return false,
+            }
+        }
+        at += len;
+    }
+    true
 }

@@ -54,6 +54,9 @@ pub enum RestoreError {
     /// The snapshot has no such path.
     #[error("{} is not in this snapshot: list it with `holdfastctl ls`", shown(.0))]
     NoSuchPath(Vec<u8>),
+    /// Nothing in the snapshot fits a pattern.
+    #[error("nothing in this snapshot fits the pattern {}: list it with `holdfastctl ls -r`", shown(.0))]
+    NoMatch(Vec<u8>),
     /// The path is of another kind than the call needs.
     #[error("{} is not {wanted}", shown(path))]
     WrongKind {
@@ -174,7 +177,7 @@ impl HasKind for RestoreError {
             Self::Missing { .. } | Self::Damaged { .. } | Self::BadTree(_) => ErrorKind::Corrupt,
             Self::Repo(error) => error.kind(),
             Self::At { source, .. } => source.kind(),
-            Self::NoSuchPath(_) | Self::NoSuchSnapshot(_) => ErrorKind::NotFound,
+            Self::NoSuchPath(_) | Self::NoMatch(_) | Self::NoSuchSnapshot(_) => ErrorKind::NotFound,
             Self::WrongKind { .. } | Self::Invalid(_) => ErrorKind::Invalid,
             Self::Target { .. } => ErrorKind::Conflict,
             Self::Io { source, .. } => ErrorKind::of_io(source),

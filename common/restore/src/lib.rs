@@ -21,6 +21,7 @@ mod content;
 mod error;
 mod file_segments;
 mod path;
+mod pattern;
 mod place;
 mod pool;
 mod progress;
@@ -34,16 +35,17 @@ mod tests;
 mod tree;
 mod verify;
 mod walk;
+mod wanted;
 
 pub use chunks::{BlobOpener, ChunkReader};
 pub use error::RestoreError;
 pub use path::{join_path, shown};
-pub use place::{Layout, RestoreOptions, restore};
+pub use place::{Layout, OnRemoval, RestoreOptions, restore};
 pub use progress::Progress;
 pub use recover::{RecoveredSnapshot, Recovery, Refused};
 pub use report::{Problem, Problems, RestoreReport};
 pub use source::{BlobSource, Fetched, GrpcSource, StoreSource};
-pub use tree::{Snapshot, TreeEntry, open_root};
+pub use tree::{Change, Difference, Snapshot, TreeEntry, compare, open_root};
 pub use verify::{Verifier, VerifyReport};
 
 /// Result with [`RestoreError`].

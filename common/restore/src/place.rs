@@ -11,8 +11,12 @@
 
 mod attributes;
 mod big_file;
+mod delete;
 mod dir;
+mod existing;
+mod leftovers;
 mod planner;
+mod rewrite;
 mod target;
 mod worker;
 
@@ -20,11 +24,13 @@ use crate::{
     BlobOpener, ChunkReader, Problems, Progress, RestoreError, RestoreReport, Result, Snapshot,
     bounds::CONTENT_IN_FLIGHT,
     path::{PathLink, names},
+    pattern,
     pool::{Pool, worker_count},
-    tree::Chosen,
     verify::CancelOnDrop,
-    walk::{self, Visitor, Wanted},
+    walk::{self, Visitor},
+    wanted::{Wanted, totals},
 };
+pub use delete::OnRemoval;
 use dir::Dir;
 use holdfast_core::ChunkId;
 use holdfast_repo::{Entry, EntryKind, RootTree};
@@ -59,8 +65,15 @@ pub struct RestoreOptions {
     /// Where things go.
     pub layout: Layout,
     /// The target may hold something: files, links and devices are replaced one by one, each at once;
-    /// directories are merged; what the snapshot does not have stays.
+    /// directories are merged; what the snapshot does not have stays. Content that is there already is
+    /// neither fetched nor written, and files beyond [`crate::bounds::REWRITE_MIN`] are rewritten where they
+    /// are: what was interrupted goes on where it was.
     pub in_place: bool,
+    /// Before anything is placed, what is in the restored directories and not in the snapshot is removed;
+    /// in a dry run only told. Needs `in_place`.
+    pub delete: bool,
+    /// Is told of each removal.
+    pub on_removal: OnRemoval,
     /// Only count: nothing is written, and no content is read.
     pub dry_run: bool,
     /// Threads; twice the number of cores unless set.
@@ -92,7 +105,7 @@ pub async fn restore(snapshot: &Snapshot, target: &Path, options: RestoreOptions
 /// What is wanted of one tree.
 struct Part<'s> {
     tree: &'s RootTree,
-    wanted: Vec<Vec<Vec<u8>>>,
+    wanted: Wanted,
 }
 
 fn run(
@@ -108,9 +121,6 @@ fn run(
             "only a snapshot of one tree can be restored without its path",
         ));
     }
-    if options.dry_run {
-        return count(opener, &parts, &options.cancel);
-    }
     // Trees that contain each other meet in the target; the later one replaces the same by the same.
     let overlap = trees.iter().enumerate().any(|(at, tree)| {
         let path = names(&tree.path);
@@ -119,10 +129,45 @@ fn run(
             other.starts_with(&path) || path.starts_with(&other)
         })
     });
+    if options.delete {
+        check_delete(snapshot, options, overlap)?;
+    }
+    if options.dry_run {
+        let counted = count(opener, &parts, &options.cancel)?;
+        return match Target::look(&target)? {
+            Some(handle) if options.delete => delete::preview(opener, &parts, handle, options, counted),
+            _ => Ok(counted),
+        };
+    }
     let target = Target::open(&target, options.in_place, overlap, Arc::clone(&options.progress))?;
+    if options.delete {
+        delete::remove(opener, &parts, &target, options)?;
+    }
     place(opener, snapshot.reader(), &parts, &target, options)?;
     target.sync()?;
     Ok(target.report())
+}
+
+/// Removing needs to be meant, and a snapshot that knows everything.
+fn check_delete(snapshot: &Snapshot, options: &RestoreOptions, overlap: bool) -> Result<()> {
+    if !options.in_place {
+        return Err(RestoreError::Invalid(
+            "what the snapshot does not have can only be deleted in a restore in place",
+        ));
+    }
+    if overlap {
+        // To each of them, what only the other one has would be too much.
+        return Err(RestoreError::Invalid(
+            "trees of this snapshot contain each other, so what is in none of them is not known well enough to delete",
+        ));
+    }
+    if snapshot.root().clear.partial {
+        return Err(RestoreError::Invalid(
+            "this snapshot is partial: what could not be read when it was made would be deleted; choose a \
+             complete one, or leave --delete out",
+        ));
+    }
+    Ok(())
 }
 
 /// Finds everything that is asked for before anything is written, and counts it for the progress.
@@ -132,40 +177,43 @@ fn choose<'s>(
     options: &RestoreOptions,
 ) -> Result<Vec<Part<'s>>> {
     let trees = &snapshot.root().sealed.trees;
-    let mut wanted: BTreeMap<usize, Vec<Chosen>> = BTreeMap::new();
+    let mut wanted: BTreeMap<usize, Wanted> = BTreeMap::new();
+    let mut add = |tree: usize, below: &[Vec<u8>], (files, bytes): (u64, u64)| {
+        wanted.entry(tree).or_insert_with(Wanted::nothing).add(below);
+        options.progress.add_totals(files, bytes);
+    };
+    let mut patterns = Vec::new();
+    let mut plain = Vec::new();
     for path in &options.paths {
-        for chosen in snapshot.choose(opener, path)? {
-            wanted.entry(chosen.tree).or_default().push(chosen);
+        match snapshot.choose(opener, path) {
+            // A name may hold a star.
+            Err(RestoreError::NoSuchPath(_)) if pattern::is_pattern(path) => patterns.push(path),
+            outcome => plain.extend(outcome?),
         }
+    }
+    plain.sort_by(|a, b| (a.tree, &a.below).cmp(&(b.tree, &b.below)));
+    // What lies below something chosen comes with it.
+    plain.dedup_by(|next, first| next.tree == first.tree && next.below.starts_with(&first.below));
+    for chosen in &plain {
+        add(chosen.tree, &chosen.below, totals(&chosen.entry));
     }
     if options.paths.is_empty() {
-        for (tree, root) in trees.iter().enumerate() {
-            let chosen = Chosen {
-                tree,
-                below: Vec::new(),
-                entry: root.entry.clone(),
-            };
-            wanted.entry(tree).or_default().push(chosen);
+        for (at, tree) in trees.iter().enumerate() {
+            add(at, &[], totals(&tree.entry));
         }
     }
-    let mut parts = Vec::new();
-    for (tree, mut chosen) in wanted {
-        chosen.sort_by(|a, b| a.below.cmp(&b.below));
-        // What lies below something chosen comes with it.
-        chosen.dedup_by(|next, first| next.below.starts_with(&first.below));
-        for one in &chosen {
-            match one.entry.kind {
-                EntryKind::Dir { files, bytes, .. } => options.progress.add_totals(files, bytes),
-                EntryKind::File { size, .. } => options.progress.add_totals(1, size),
-                _ => {}
-            }
+    for pattern in patterns {
+        for (tree, (found, files, bytes)) in snapshot.matches(opener, pattern, &options.cancel)?.trees {
+            options.progress.add_totals(files, bytes);
+            let wanted = wanted.entry(tree).or_insert_with(Wanted::nothing);
+            wanted.merge(found);
         }
-        parts.push(Part {
-            tree: &trees[tree],
-            wanted: chosen.into_iter().map(|one| one.below).collect(),
-        });
     }
-    Ok(parts)
+    let parts = wanted.into_iter().map(|(tree, wanted)| Part {
+        tree: &trees[tree],
+        wanted,
+    });
+    Ok(parts.collect())
 }
 
 fn place(
@@ -230,7 +278,7 @@ fn place_tree(
         // Its path is known from the tree, whatever lies between the target and it.
         dir = dir.enter(&entry, PathLink::root(&tree.path))?;
     }
-    walk::walk(opener, dir, node, Wanted::paths(part.wanted.clone()), planner)
+    walk::walk(opener, dir, node, part.wanted.clone(), planner)
 }
 
 /// A dry run.
@@ -244,13 +292,7 @@ fn count(opener: &mut BlobOpener, parts: &[Part<'_>], cancel: &AtomicBool) -> Re
         let path = PathLink::root(&part.tree.path);
         if let EntryKind::Dir { node, .. } = part.tree.entry.kind {
             counter.report.dirs += 1;
-            walk::walk(
-                opener,
-                path,
-                node,
-                Wanted::paths(part.wanted.clone()),
-                &mut counter,
-            )?;
+            walk::walk(opener, path, node, part.wanted.clone(), &mut counter)?;
         } else {
             counter.entry(opener, &path, part.tree.entry.clone())?;
         }

@@ -48,9 +48,17 @@ pub struct RestoreReport {
     pub others: u64,
     /// Bytes of content.
     pub bytes: u64,
+    /// Those of them that were there already, and were neither fetched nor written.
+    pub bytes_kept: u64,
+    /// Things that were in the target and not in the snapshot, and were removed.
+    pub removed: u64,
+    /// Mounted file systems that were met and left alone while removing.
+    pub mounts_kept: u64,
     /// Entries whose owner could not be restored, because only root may; no problems otherwise.
     pub owners_kept: u64,
-    /// What could not be restored. Nothing is left under the name of a file that is listed here for its content.
+    /// What could not be restored. Nothing is left under the name of a file that is listed here
+    /// for its content, unless it was there before: one that is rewritten in place keeps what was right, is
+    /// private, and has a time of 1970.
     pub problems: Problems,
 }
 
@@ -97,7 +105,10 @@ pub(crate) struct Counts {
     pub(crate) symlinks: AtomicU64,
     pub(crate) others: AtomicU64,
     pub(crate) bytes: AtomicU64,
+    pub(crate) bytes_kept: AtomicU64,
     pub(crate) owners_kept: AtomicU64,
+    pub(crate) removed: AtomicU64,
+    pub(crate) mounts_kept: AtomicU64,
 }
 
 impl Counts {
@@ -108,7 +119,10 @@ impl Counts {
             symlinks: self.symlinks.load(Relaxed),
             others: self.others.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
+            bytes_kept: self.bytes_kept.load(Relaxed),
             owners_kept: self.owners_kept.load(Relaxed),
+            removed: self.removed.load(Relaxed),
+            mounts_kept: self.mounts_kept.load(Relaxed),
             problems: problems.take(),
         }
     }

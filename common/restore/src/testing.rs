@@ -1,6 +1,6 @@
 //! Small snapshots in real packs, for the tests of this crate.
 
-use crate::{Snapshot, StoreSource};
+use crate::{BlobSource, Fetched, Snapshot, StoreSource};
 use bytes::Bytes;
 use holdfast_core::{ChunkId, PackId, SnapshotId, StoreId, VaultId};
 use holdfast_repo::{
@@ -13,7 +13,10 @@ use std::{
     fs,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 pub const VAULT: VaultId = VaultId([7; 16]);
@@ -280,6 +283,87 @@ pub async fn snapshot(repo: &mut Repo, trees: &[(&str, Item)]) -> (Snapshot, Mem
 pub async fn open(repo: &Repo, root: &[u8], store: &MemStore) -> Snapshot {
     let source = StoreSource::open(Arc::new(store.clone()), VAULT).await.unwrap();
     Snapshot::open(root, Arc::new(source), Arc::clone(&repo.keys)).unwrap()
+}
+
+/// What a source was asked for.
+#[derive(Default)]
+pub struct Counts {
+    pub data: AtomicUsize,
+    pub nodes: AtomicUsize,
+}
+
+/// A source that counts the different blobs that it gives out in each call, by kind.
+struct Counted {
+    inner: StoreSource,
+    counts: Arc<Counts>,
+}
+
+impl Counted {
+    fn count(&self, found: &[Option<Fetched>]) {
+        for (blob, _) in found.iter().flatten() {
+            // The kind stands in the blob's header.
+            let is_data = blob[7] == 1;
+            let counter = if is_data {
+                &self.counts.data
+            } else {
+                &self.counts.nodes
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl BlobSource for Counted {
+    async fn fetch(&self, ids: &[ChunkId]) -> crate::Result<Vec<Option<Fetched>>> {
+        self.fetch_within(ids, usize::MAX).await
+    }
+
+    async fn fetch_within(&self, ids: &[ChunkId], bytes: usize) -> crate::Result<Vec<Option<Fetched>>> {
+        let found = self.inner.fetch_within(ids, bytes).await?;
+        self.count(&found);
+        Ok(found)
+    }
+
+    async fn fetch_avoiding(&self, id: ChunkId, bad: &[PackId]) -> crate::Result<Option<Fetched>> {
+        self.inner.fetch_avoiding(id, bad).await
+    }
+}
+
+/// Like [`snapshot`], with counters of what is fetched.
+pub async fn counted(repo: &mut Repo, trees: &[(&str, Item)]) -> (Snapshot, Arc<Counts>) {
+    let root = repo.root(SnapshotId([3; 16]), trees);
+    let (mut opened, counts) = open_counted(repo, &[root]).await;
+    (opened.remove(0), counts)
+}
+
+/// Two snapshots in one store.
+pub async fn pair(
+    repo: &mut Repo,
+    before: &[(&str, Item)],
+    after: &[(&str, Item)],
+) -> (Snapshot, Snapshot, Arc<Counts>) {
+    let roots = [
+        repo.root(SnapshotId([3; 16]), before),
+        repo.root(SnapshotId([4; 16]), after),
+    ];
+    let (mut opened, counts) = open_counted(repo, &roots).await;
+    let after = opened.remove(1);
+    (opened.remove(0), after, counts)
+}
+
+async fn open_counted(repo: &Repo, roots: &[Vec<u8>]) -> (Vec<Snapshot>, Arc<Counts>) {
+    let store = MemStore::new(StoreId([1; 16]), 1 << 30);
+    repo.put_packs(&store).await;
+    let counts = Arc::new(Counts::default());
+    let mut opened = Vec::new();
+    for root in roots {
+        let inner = StoreSource::open(Arc::new(store.clone()), VAULT).await.unwrap();
+        let counts = Arc::clone(&counts);
+        let source = Arc::new(Counted { inner, counts });
+        opened.push(Snapshot::open(root, source, Arc::clone(&repo.keys)).unwrap());
+    }
+    (opened, counts)
 }
 
 /// Replaces the bytes of one pack in a store.

@@ -1,7 +1,12 @@
 //! Tests on real packs in real stores.
 
+mod comparing;
 mod damage;
+mod deletion;
 mod hostile;
+mod hostile_generated;
+mod in_place;
+mod patterns;
 mod place;
 mod reading;
 mod recovery;

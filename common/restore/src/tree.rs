@@ -1,14 +1,17 @@
 //! A snapshot's trees: look up, list, read and iterate, reading only the nodes on the way.
 
+mod compare;
 mod ordered;
 mod resolve;
 
-pub(crate) use resolve::Chosen;
+pub use compare::{Change, Difference, compare};
+pub(crate) use ordered::entries;
 
 use crate::{
     BlobOpener, BlobSource, ChunkReader, RestoreError, Result, content::SegmentReader, file_segments,
     path::join_path,
 };
+use holdfast_core::limits::IDS_PER_QUERY;
 use holdfast_repo::{Content, DirNode, Entry, EntryKind, Node, Root, Segment, VaultKeys};
 use std::{
     io::{Read as _, Write},
@@ -216,7 +219,7 @@ fn write_content(
     };
     file_segments::visit(opener, content, size, &mut |_, segment: Segment| {
         let len = in_memory(&segment);
-        if bytes + len > crate::bounds::REGION_BYTES {
+        if bytes + len > crate::bounds::REGION_BYTES || region.len() >= IDS_PER_QUERY {
             write(&mut region)?;
             bytes = 0;
         }

@@ -8,7 +8,8 @@ use crate::{
     path::PathLink,
     pool::{Pool, worker_count},
     report::{ProblemList, Problems},
-    walk::{self, Visitor, Wanted},
+    walk::{self, Visitor},
+    wanted::Wanted,
 };
 use holdfast_core::{ChunkId, limits::IDS_PER_QUERY};
 use holdfast_repo::{Entry, EntryKind, RootTree, Segment};

@@ -1,61 +1,12 @@
 //! The fast walk over directories: many nodes are asked for at once, in an order that is nearly that of
 //! the tree. What must come in order is walked by `tree`.
 
-use crate::{BlobOpener, RestoreError, Result, bounds::NODES_PER_FETCH};
+use crate::{BlobOpener, RestoreError, Result, bounds::NODES_PER_FETCH, wanted::Wanted};
 use holdfast_core::{
     ChunkId,
     limits::{DIR_DEPTH_MAX, NODE_DEPTH_MAX},
 };
 use holdfast_repo::{DirNode, Entry, EntryKind, IndexChild, Node};
-use std::rc::Rc;
-
-/// What below a directory is wanted.
-#[derive(Debug, Clone)]
-pub(crate) enum Wanted {
-    /// Everything.
-    All,
-    /// Only what these names, one below the other, lead to.
-    Paths(Rc<Vec<Vec<Vec<u8>>>>),
-}
-
-impl Wanted {
-    /// Only these paths, relative to where the walk begins; an empty one is everything.
-    pub(crate) fn paths(paths: Vec<Vec<Vec<u8>>>) -> Self {
-        if paths.iter().any(Vec::is_empty) {
-            Self::All
-        } else {
-            Self::Paths(Rc::new(paths))
-        }
-    }
-
-    /// What is wanted below that name; `None` when it is not.
-    fn below(&self, name: &[u8]) -> Option<Self> {
-        match self {
-            Self::All => Some(Self::All),
-            Self::Paths(paths) => {
-                let of_name = paths
-                    .iter()
-                    .filter(|path| path.first().is_some_and(|first| first == name));
-                let rest: Vec<_> = of_name.map(|path| path[1..].to_vec()).collect();
-                (!rest.is_empty()).then(|| Self::paths(rest))
-            }
-        }
-    }
-
-    /// Those children of an index node that can hold what is wanted.
-    fn children(&self, children: Vec<IndexChild>) -> Vec<ChunkId> {
-        match self {
-            Self::All => children.into_iter().map(|child| child.id).collect(),
-            Self::Paths(paths) => {
-                let firsts = paths.iter().filter_map(|path| path.first());
-                let mut at: Vec<usize> = firsts.filter_map(|name| child_of(&children, name)).collect();
-                at.sort_unstable();
-                at.dedup();
-                at.into_iter().map(|at| children[at].id).collect()
-            }
-        }
-    }
-}
 
 /// Which child of an index node can hold a name.
 pub(crate) fn child_of(children: &[IndexChild], name: &[u8]) -> Option<usize> {
@@ -68,6 +19,11 @@ pub(crate) fn child_of(children: &[IndexChild], name: &[u8]) -> Option<usize> {
 pub(crate) trait Visitor {
     /// A directory as the visitor knows it.
     type Dir: Clone;
+
+    /// Whether a directory is looked into at all; asked before anything of it is read.
+    fn wants(&mut self, _above: &Self::Dir, _entry: &Entry) -> Result<bool> {
+        Ok(true)
+    }
 
     /// A directory below another one; `None` passes it over.
     fn enter(&mut self, above: &Self::Dir, entry: &Entry) -> Result<Option<Self::Dir>>;
@@ -152,6 +108,9 @@ pub(crate) fn walk<V: Visitor>(
                             continue;
                         };
                         if let EntryKind::Dir { node, .. } = entry.kind {
+                            if !visitor.wants(&dir, &entry)? {
+                                continue;
+                            }
                             let place = Place::Below(dir.clone(), entry);
                             found.push(Job {
                                 place,

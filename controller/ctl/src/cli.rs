@@ -26,8 +26,8 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Create or change what documents describe, and nothing else.
     Apply(FileArgs),
-    /// Show what `apply` would change; exits with 4 when that is anything.
-    Diff(FileArgs),
+    /// Show what `apply` would change, or what differs between two snapshots; exits with 4 when that is anything.
+    Diff(DiffArgs),
     /// Delete something by kind and name; its snapshots stay.
     Delete {
         /// Kind, for example source.
@@ -159,6 +159,20 @@ pub(crate) struct FileArgs {
     pub(crate) file: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// YAML file with one or more documents, or - for standard input.
+    #[arg(short, long, required_unless_present = "before", conflicts_with_all = ["before", "after"])]
+    pub(crate) file: Option<PathBuf>,
+    /// First snapshot: SOURCE@SNAPSHOT, SOURCE@latest or SOURCE@TIME.
+    #[arg(requires = "after")]
+    pub(crate) before: Option<String>,
+    /// Second snapshot.
+    pub(crate) after: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum DeleteKind {
     #[value(alias = "sources")]
@@ -239,16 +253,22 @@ pub(crate) struct RestoreArgs {
     /// Directory to restore to.
     #[arg(long)]
     pub(crate) to: PathBuf,
-    /// Only this path within the snapshot; may be given several times.
+    /// Only this path within the snapshot, or what fits a pattern (*, ?, ** for any number of directories); may be
+    /// given several times.
     #[arg(long = "path")]
     pub(crate) paths: Vec<OsString>,
     /// On this agent's host instead of this machine.
     #[arg(long)]
     pub(crate) agent: Option<Name>,
-    /// The directory may hold something already.
+    /// The directory may hold something already: only what differs is fetched and written. Completes a restore that
+    /// was interrupted.
     #[arg(long)]
     pub(crate) in_place: bool,
-    /// Show what would be restored.
+    /// With --in-place: delete what is in the restored directories and not in the snapshot, so also what the source
+    /// excludes. Look at it with --dry-run first.
+    #[arg(long, requires = "in_place")]
+    pub(crate) delete: bool,
+    /// Show what would be restored, and deleted.
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
@@ -312,7 +332,8 @@ pub(crate) struct RecoverArgs {
     /// Directory to restore to.
     #[arg(long)]
     pub(crate) to: Option<PathBuf>,
-    /// Only this path within the snapshot; may be given several times.
+    /// Only this path within the snapshot, or what fits a pattern (*, ?, ** for any number of directories); may be
+    /// given several times.
     #[arg(long = "path")]
     pub(crate) paths: Vec<OsString>,
     /// The directory may hold something already.

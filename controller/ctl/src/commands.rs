@@ -5,6 +5,7 @@ mod apply;
 mod audit;
 mod backup;
 mod browse;
+mod compare;
 mod data;
 mod doctor;
 mod gc;
@@ -20,7 +21,7 @@ mod verify;
 
 use crate::{
     address::Address,
-    cli::{AdminCommand, BackupCommand, Cli, Command, JobCommand, SnapshotCommand, TokenCommand},
+    cli::{AdminCommand, BackupCommand, Cli, Command, DiffArgs, JobCommand, SnapshotCommand, TokenCommand},
     cluster::Cluster,
     context::{self, Context},
     error::Result,
@@ -39,7 +40,19 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
 
         Command::Token(TokenCommand::Create(args)) => token::create(&connect(config_dir).await?, &args).await,
         Command::Apply(args) => apply::apply(&connect(config_dir).await?, &args.file).await,
-        Command::Diff(args) => apply::diff(&connect(config_dir).await?, &args.file).await,
+        Command::Diff(DiffArgs {
+            before: Some(before),
+            after: Some(after),
+            output,
+            ..
+        }) => {
+            let (before, after): (Address, Address) = (before.parse()?, after.parse()?);
+            compare::run(&connect(config_dir).await?, &before, &after, output.output).await
+        }
+        Command::Diff(args) => {
+            let file = args.file.unwrap_or_else(|| PathBuf::from("-"));
+            apply::diff(&connect(config_dir).await?, &file).await
+        }
         Command::Delete { kind, name } => apply::delete(&connect(config_dir).await?, kind, &name).await,
         Command::Get(args) => get::get(&connect(config_dir).await?, &args).await,
         Command::Describe(args) => get::describe(&connect(config_dir).await?, &args).await,

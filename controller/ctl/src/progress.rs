@@ -22,8 +22,13 @@ impl Progress {
 
     /// Shows a state; `total` 0 means unknown.
     pub(crate) fn show(&self, phase: &str, files: u64, done: u64, total: u64) {
-        self.0
-            .set_message(line(phase, files, done, total, self.0.elapsed().as_secs_f64()));
+        self.show_of(phase, (files, 0), done, total);
+    }
+
+    /// The same where the number of files in all may be known.
+    pub(crate) fn show_of(&self, phase: &str, files: (u64, u64), done: u64, total: u64) {
+        let seconds = self.0.elapsed().as_secs_f64();
+        self.0.set_message(line(phase, files, done, total, seconds));
         self.0.tick();
     }
 }
@@ -45,8 +50,8 @@ impl Ticker {
             let mut ticks = tokio::time::interval(TICK);
             loop {
                 ticks.tick().await;
-                let ((files, _), (done, total)) = (counters.files(), counters.bytes());
-                line.show(phase, files, done, total);
+                let ((files, files_total), (done, total)) = (counters.files(), counters.bytes());
+                line.show_of(phase, (files, files_total), done, total);
             }
         }))
     }
@@ -58,8 +63,13 @@ impl Drop for Ticker {
     }
 }
 
-fn line(phase: &str, files: u64, done: u64, total: u64, seconds: f64) -> String {
-    let mut text = format!("{phase}: {files} files, {}", bytes(done));
+fn line(phase: &str, (files, of): (u64, u64), done: u64, total: u64, seconds: f64) -> String {
+    let all = if of > files {
+        format!(" of {of}")
+    } else {
+        String::new()
+    };
+    let mut text = format!("{phase}: {files}{all} files, {}", bytes(done));
     if total > done {
         text.push_str(&format!(" of about {}", bytes(total)));
     }
@@ -67,10 +77,20 @@ fn line(phase: &str, files: u64, done: u64, total: u64, seconds: f64) -> String 
         let rate = done as f64 / seconds;
         text.push_str(&format!(", {}/s", bytes(rate as u64)));
         if total > done {
-            text.push_str(&format!(", {:.0} s left", (total - done) as f64 / rate));
+            text.push_str(&format!(", {} left", left((total - done) as f64 / rate)));
         }
     }
     text
+}
+
+/// A time to wait, as exact as an estimate is.
+fn left(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
 }
 
 #[cfg(test)]
@@ -79,12 +99,20 @@ mod tests {
 
     #[test]
     fn rate_and_estimate_come_once_they_mean_something() {
-        assert_eq!(line("walk", 3, 0, 0, 10.0), "walk: 3 files, 0 B");
-        let text = line("upload", 3, 1 << 20, 3 << 20, 2.0);
+        assert_eq!(line("walk", (3, 0), 0, 0, 10.0), "walk: 3 files, 0 B");
+        let text = line("upload", (3, 0), 1 << 20, 3 << 20, 2.0);
         assert_eq!(
             text,
             "upload: 3 files, 1.0 MiB of about 3.0 MiB, 512.0 KiB/s, 4 s left"
         );
-        assert_eq!(line("upload", 3, 2048, 1024, 0.5), "upload: 3 files, 2.0 KiB");
+        assert_eq!(
+            line("upload", (3, 0), 2048, 1024, 0.5),
+            "upload: 3 files, 2.0 KiB"
+        );
+        assert_eq!(line("restore", (3, 9), 0, 0, 0.5), "restore: 3 of 9 files, 0 B");
+        assert_eq!(
+            (left(59.7), left(125.0), left(7384.0)),
+            ("59 s".into(), "2 min".into(), "2 h 3 min".into())
+        );
     }
 }

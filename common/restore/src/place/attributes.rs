@@ -4,7 +4,7 @@ use super::target::Target;
 use crate::path::join_path;
 use holdfast_repo::{Entry, Timestamp};
 use rustix::{
-    fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid},
+    fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid},
     io::Errno,
 };
 use std::{os::fd::BorrowedFd, sync::atomic::Ordering::Relaxed};
@@ -67,6 +67,43 @@ impl Attributes {
             set_mode_at(dir, name, mode)?;
         }
         rustix::fs::utimensat(dir, name, &self.times(), no_follow)
+    }
+
+    /// Whether a file already has them, as far as this user could set them.
+    #[allow(clippy::unnecessary_cast, reason = "times have other types on other machines")]
+    pub(super) fn are_set(&self, stat: &Stat, target: &Target) -> bool {
+        let (owned, mode) = self.as_settable(target);
+        let same_owner = owned.is_none_or(|owner| owner == (stat.st_uid, stat.st_gid));
+        let time = Timestamp {
+            secs: stat.st_mtime as i64,
+            nanos: stat.st_mtime_nsec as u32,
+        };
+        same_owner && stat.st_mode & 0o7777 == mode && time == self.mtime
+    }
+
+    /// Whether nobody can read or write a file who may not do so once they are set. One that an earlier
+    /// restore left unfinished is private.
+    pub(super) fn are_as_wide_as(&self, stat: &Stat, target: &Target) -> bool {
+        let (owned, mode) = self.as_settable(target);
+        let others = stat.st_mode & 0o077;
+        let is_private = others == 0 && stat.st_uid == target.uid;
+        let same_owner = owned.map_or(stat.st_uid == target.uid, |owner| {
+            owner == (stat.st_uid, stat.st_gid)
+        });
+        is_private || (same_owner && others & !mode == 0)
+    }
+
+    /// The owner that is set, if any is, and the mode.
+    fn as_settable(&self, target: &Target) -> (Option<(u32, u32)>, u32) {
+        let valid = self.uid != u32::MAX && self.gid != u32::MAX;
+        let owner = (self.uid, self.gid);
+        if target.is_root && valid {
+            (Some(owner), self.mode)
+        } else if !target.is_root && owner == (target.uid, target.gid) {
+            (None, self.mode)
+        } else {
+            (None, self.mode & !SET_ID_BITS)
+        }
     }
 
     /// Whether the entry now has the owner that it should have.

@@ -1,8 +1,9 @@
 //! A file that several workers fill.
 
-use super::{attributes::Attributes, dir::Dir};
-use crate::{RestoreError, Result, path::shown};
+use super::{attributes::Attributes, dir::Dir, rewrite::Earlier};
+use crate::{RestoreError, Result, bounds::REWRITE_MIN, path::shown};
 use holdfast_repo::Entry;
+use parking_lot::Mutex;
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
@@ -11,11 +12,15 @@ use std::{
     },
 };
 
-/// The last one to let go of it completes it, or removes it unless every byte was written.
+/// The last one to let go of it completes it, or removes it unless every byte was written. One that is
+/// rewritten in place stays as far as it came.
 pub(super) struct BigFile {
-    file: OwnedFd,
-    dir: Arc<Dir>,
-    name: Vec<u8>,
+    pub(super) file: OwnedFd,
+    pub(super) dir: Arc<Dir>,
+    pub(super) name: Vec<u8>,
+    pub(super) earlier: Earlier,
+    /// Whether a file that is rewritten was changed.
+    pub(super) begun: Mutex<bool>,
     temporary: Option<Vec<u8>>,
     attributes: Attributes,
     size: u64,
@@ -25,21 +30,41 @@ pub(super) struct BigFile {
 
 impl BigFile {
     pub(super) fn create(dir: &Arc<Dir>, entry: &Entry) -> Result<Arc<Self>> {
-        let (file, temporary) = dir.create_file(&entry.name)?;
-        if let Err(errno) = rustix::fs::ftruncate(&file, entry.size()) {
-            dir.remove(temporary.as_deref().unwrap_or(&entry.name));
-            return Err(dir.failed("size", &entry.name, errno));
+        if dir.target.rewrite && entry.size() > REWRITE_MIN {
+            Self::create_or_rewrite(dir, entry)
+        } else {
+            Self::replace(dir, entry, Earlier::None)
         }
-        Ok(Arc::new(Self {
+    }
+
+    pub(super) fn new(
+        dir: &Arc<Dir>,
+        entry: &Entry,
+        file: OwnedFd,
+        temporary: Option<Vec<u8>>,
+        earlier: Earlier,
+    ) -> Self {
+        Self {
             file,
             dir: Arc::clone(dir),
             name: entry.name.clone(),
+            earlier,
+            begun: Mutex::new(false),
             temporary,
             attributes: entry.into(),
             size: entry.size(),
             written: AtomicU64::new(0),
             failed: AtomicBool::new(false),
-        }))
+        }
+    }
+
+    /// Makes a new file as long as it will be; one that cannot be is removed when it is let go.
+    pub(super) fn sized(self) -> Result<Arc<Self>> {
+        if let Err(errno) = rustix::fs::ftruncate(&self.file, self.size) {
+            self.failed.store(true, Relaxed);
+            return Err(self.dir.failed("size", &self.name, errno));
+        }
+        Ok(Arc::new(self))
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -73,17 +98,45 @@ impl BigFile {
 
     /// Notes why it cannot be completed, once; gives the error back when the restore cannot go on.
     pub(super) fn fail(&self, error: RestoreError) -> Result<()> {
-        if self.failed.swap(true, AcqRel) && error.is_local() {
+        // What ends the whole restore says nothing against this file: it may go on another time.
+        if error.is_local() && self.failed.swap(true, AcqRel) {
             return Ok(());
         }
         self.dir.problem(&self.name, error)
     }
 
     fn complete(&self) -> Result<()> {
+        if let Earlier::Itself(existing) = &self.earlier {
+            let begun = *self.begun.lock();
+            if !begun && existing.has(&self.attributes, &self.dir.target) {
+                return Ok(());
+            }
+            if begun {
+                // Times last, and on disk after what they stand for.
+                rustix::fs::fdatasync(&self.file)
+                    .map_err(|errno| self.dir.failed("sync", &self.name, errno))?;
+            }
+        }
         self.attributes
             .set(self.file.as_fd(), &self.dir.target)
             .map_err(|errno| self.dir.failed("set the attributes of", &self.name, errno))?;
         self.dir.settle(self.temporary.as_deref(), &self.name)
+    }
+
+    /// What becomes of a file that is not whole.
+    fn give_up(&self) {
+        let shown = shown(&self.dir.path.path_of(&self.name));
+        // With what was there before, or resumable: another restore in place finds what is right in it.
+        let resumable = self.dir.target.rewrite && self.temporary.is_none() && !self.has_failed();
+        if self.is_rewritten() || (resumable && self.size > REWRITE_MIN) {
+            tracing::debug!(path = %shown, "an incomplete file stays, to be completed by the next restore in place");
+            if !self.is_rewritten() || *self.begun.lock() {
+                let _ = self.unfinished();
+            }
+        } else {
+            tracing::debug!(path = %shown, "an incomplete file is removed");
+            self.dir.remove(self.temporary.as_deref().unwrap_or(&self.name));
+        }
     }
 }
 
@@ -98,11 +151,13 @@ impl Drop for BigFile {
                     target.progress.add_files(1);
                     return;
                 }
-                Err(error) => target.problems.add(self.dir.path.path_of(&self.name), &error),
+                Err(error) => {
+                    self.failed.store(true, Relaxed);
+                    target.problems.add(self.dir.path.path_of(&self.name), &error);
+                }
             }
         }
-        tracing::debug!(path = %shown(&self.dir.path.path_of(&self.name)), "an incomplete file is removed");
         target.counts.bytes.fetch_sub(written, Relaxed);
-        self.dir.remove(self.temporary.as_deref().unwrap_or(&self.name));
+        self.give_up();
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     attributes::Attributes,
+    leftovers,
     target::{Target, open_below},
 };
 use crate::{
@@ -45,12 +46,8 @@ impl Dir {
         if tree.is_some() {
             target.counts.dirs.fetch_add(1, Relaxed);
         }
-        Ok(Self::held(
-            target.handle()?,
-            PathLink::root(path),
-            attributes,
-            target,
-        ))
+        let dir = Self::held(target.handle()?, PathLink::root(path), attributes, target);
+        Ok(dir.tidied())
     }
 
     fn held(
@@ -68,6 +65,14 @@ impl Dir {
         })
     }
 
+    /// Without what earlier restores left in it.
+    fn tidied(self: Arc<Self>) -> Arc<Self> {
+        if self.target.in_place {
+            leftovers::remove(&self);
+        }
+        self
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
     }
@@ -80,7 +85,7 @@ impl Dir {
         }
         let handle = open_dir(self.fd(), name).map_err(|errno| self.failed("enter", name, errno))?;
         self.target.note_file_system(handle.as_fd());
-        Ok(Self::held(handle, self.path.below(name), None, &self.target))
+        Ok(Self::held(handle, self.path.below(name), None, &self.target).tidied())
     }
 
     /// A directory of the snapshot, made, or merged with one that is there.
@@ -102,7 +107,8 @@ impl Dir {
             self.target.note_file_system(handle.as_fd());
         }
         self.target.counts.dirs.fetch_add(1, Relaxed);
-        Ok(Self::held(handle, path, Some(entry.into()), &self.target))
+        let dir = Self::held(handle, path, Some(entry.into()), &self.target);
+        Ok(if made.is_err() { dir.tidied() } else { dir })
     }
 
     fn holds_dir(&self, name: &[u8]) -> bool {
@@ -118,6 +124,12 @@ impl Dir {
         let file = open_below(self.fd(), now, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| self.failed("make", name, errno))?;
         Ok((file, temporary))
+    }
+
+    /// A new file under its final name, where nothing is.
+    pub(super) fn create_new(&self, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        open_below(self.fd(), name, flags, Mode::RUSR | Mode::WUSR)
     }
 
     /// Gives something its final name.
@@ -190,6 +202,6 @@ impl Drop for Dir {
     }
 }
 
-fn open_dir(above: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_dir(above: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     open_below(above, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
 }

@@ -4,7 +4,9 @@
 use super::{big_file::BigFile, dir::Dir, target::Target, worker::Task};
 use crate::{
     BlobOpener, RestoreError, Result,
-    bounds::{BATCH_BYTES, BATCH_DIRS, BATCH_FILES, REGION_BYTES},
+    bounds::{
+        BATCH_BYTES, BATCH_DIRS, BATCH_FILES, PART_CHUNK, REGION_BYTES, REGION_PART_CHUNKS, REWRITE_MIN,
+    },
     file_segments,
     pool::Pool,
     tree::in_memory,
@@ -12,7 +14,10 @@ use crate::{
 };
 use holdfast_core::{ChunkId, limits::IDS_PER_QUERY};
 use holdfast_repo::{Content, Entry, EntryKind, Segment};
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 pub(super) struct Planner<'p> {
     pool: &'p Pool<'p, Task>,
@@ -75,6 +80,41 @@ impl<'p> Planner<'p> {
         Ok(())
     }
 
+    /// Hands a file out as one piece, to be compared with what is there before anything is made. Whether that
+    /// was done: not for one that is large or in very many pieces.
+    fn compare(
+        &mut self,
+        opener: &mut BlobOpener,
+        dir: &Arc<Dir>,
+        entry: &Entry,
+        content: &Content,
+    ) -> Result<bool> {
+        if !self.target.rewrite || entry.size() > REWRITE_MIN {
+            return Ok(false);
+        }
+        let mut segments: Vec<Segment> = Vec::new();
+        let (mut bytes, mut count) = (0, 0);
+        let outcome = file_segments::visit(opener, content, entry.size(), &mut |_, segment: Segment| {
+            count += 1;
+            if count <= IDS_PER_QUERY {
+                bytes += in_memory(&segment);
+                segments.push(segment);
+            }
+            Ok(())
+        });
+        match outcome {
+            Ok(()) if count > IDS_PER_QUERY => return Ok(false),
+            Ok(()) => self.pool.push(Task::Replace {
+                dir: Arc::clone(dir),
+                entry: entry.clone(),
+                segments,
+                bytes,
+            })?,
+            Err(error) => dir.problem(&entry.name, error)?,
+        }
+        Ok(true)
+    }
+
     /// Cuts a large file into regions.
     fn cut(
         &mut self,
@@ -83,41 +123,79 @@ impl<'p> Planner<'p> {
         entry: &Entry,
         content: &Content,
     ) -> Result<()> {
+        if self.compare(opener, dir, entry, content)? {
+            return Ok(());
+        }
         let file = match BigFile::create(dir, entry) {
             Ok(file) => file,
             Err(error) => return dir.problem(&entry.name, error),
         };
-        let mut region: Vec<Segment> = Vec::new();
-        let (mut start, mut bytes) = (0, 0);
+        let mut region = Region::default();
         let pool = self.pool;
-        let push = |region: &mut Vec<Segment>, offset: u64, bytes: usize| {
-            let segments = std::mem::take(region);
+        let push = |region: &mut Region| {
+            let Region {
+                segments,
+                start,
+                bytes,
+                parts,
+            } = std::mem::take(region);
             pool.push(Task::Region {
                 file: Arc::clone(&file),
-                offset,
+                offset: start,
                 segments,
-                bytes,
+                bytes: bytes + parts.len() * PART_CHUNK,
             })
         };
         let outcome = file_segments::visit(opener, content, entry.size(), &mut |offset, segment: Segment| {
-            let len = in_memory(&segment);
-            if !region.is_empty() && (bytes + len > REGION_BYTES || region.len() >= IDS_PER_QUERY) {
-                push(&mut region, start, bytes)?;
-                bytes = 0;
+            if !region.has_room(&segment) {
+                push(&mut region)?;
             }
-            if region.is_empty() {
-                start = offset;
-            }
-            bytes += len;
-            region.push(segment);
+            region.add(offset, segment);
             Ok(())
         });
         match outcome {
-            Ok(()) if region.is_empty() => Ok(()),
-            Ok(()) => push(&mut region, start, bytes),
+            Ok(()) if region.segments.is_empty() => Ok(()),
+            Ok(()) => push(&mut region),
             Err(error) => file.fail(error),
         }
     }
+}
+
+/// Consecutive segments that one worker fetches and writes.
+#[derive(Default)]
+struct Region {
+    segments: Vec<Segment>,
+    start: u64,
+    bytes: usize,
+    /// Chunks of which segments take parts.
+    parts: HashSet<ChunkId>,
+}
+
+impl Region {
+    fn has_room(&self, segment: &Segment) -> bool {
+        let parts = parts_of(segment).filter(|id| !self.parts.contains(id)).count();
+        self.segments.is_empty()
+            || (self.bytes + in_memory(segment) <= REGION_BYTES
+                && self.segments.len() < IDS_PER_QUERY
+                && self.parts.len() + parts <= REGION_PART_CHUNKS)
+    }
+
+    fn add(&mut self, offset: u64, segment: Segment) {
+        if self.segments.is_empty() {
+            self.start = offset;
+        }
+        self.bytes += in_memory(&segment);
+        self.parts.extend(parts_of(&segment));
+        self.segments.push(segment);
+    }
+}
+
+fn parts_of(segment: &Segment) -> impl Iterator<Item = ChunkId> {
+    let parts = match segment {
+        Segment::Parts(parts) => parts.chunks(),
+        Segment::Whole(_) | Segment::Hole(_) => Vec::new(),
+    };
+    parts.into_iter()
 }
 
 impl Visitor for Planner<'_> {

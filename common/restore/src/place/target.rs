@@ -1,5 +1,6 @@
 //! The target of one restore: its handle, who we are, and what was done so far.
 
+use super::leftovers::PREFIX;
 use crate::{
     Progress, RestoreError, RestoreReport, Result,
     report::{Counts, ProblemList},
@@ -34,6 +35,11 @@ pub(super) struct Target {
     shown: String,
     /// What exists is replaced, under a temporary name first.
     pub(super) replace: bool,
+    /// There may be what an earlier restore left.
+    pub(super) in_place: bool,
+    /// What exists is compared first, and large files are rewritten where they are. Not where two trees of
+    /// one snapshot meet: they may be written at the same time.
+    pub(super) rewrite: bool,
     /// Only root may give files away and make devices.
     pub(super) is_root: bool,
     pub(super) uid: u32,
@@ -79,14 +85,27 @@ impl Target {
             })?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(path, flags, Mode::empty()).map_err(|e| failed("open the target", e.into()))?;
-        if !in_place {
+        if in_place {
+            // Two of them would take each other's files for left over.
+            match fs::flock(&root, fs::FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(RestoreError::Target {
+                        target: shown,
+                        reason: "another restore is working in it; wait for its end",
+                    });
+                }
+                // Some network file systems have no locks.
+                Ok(()) | Err(_) => {}
+            }
+        } else {
             let entries = fs::Dir::read_from(&root).map_err(|e| failed("list the target", e.into()))?;
             for entry in entries {
                 let entry = entry.map_err(|e| failed("list the target", e.into()))?;
                 if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
                     return Err(RestoreError::Target {
                         target: shown,
-                        reason: "it is not empty; give another directory, or --in-place to restore over what is there",
+                        reason: "it is not empty; give another directory, or --in-place to restore over what is there, which also \
+                                 completes a restore that was interrupted",
                     });
                 }
             }
@@ -100,6 +119,8 @@ impl Target {
             root,
             shown,
             replace: in_place || overlap,
+            in_place,
+            rewrite: in_place && !overlap,
             is_root: uid.is_root(),
             uid: uid.as_raw(),
             gid: gid.as_raw(),
@@ -109,9 +130,23 @@ impl Target {
             open_dirs: AtomicUsize::new(0),
             open_dirs_max: crate::bounds::OPEN_DIRS.min(raise_file_limit() / 4),
             // Unlike any name that a snapshot has: nothing of ours is taken for something restored.
-            temporary: (format!(".holdfast-{}", SnapshotId::generate()), AtomicU64::new(0)),
+            temporary: (format!("{PREFIX}{}", SnapshotId::generate()), AtomicU64::new(0)),
             file_systems: Mutex::new(vec![(device, synced)]),
         }))
+    }
+
+    /// The target's handle if it exists, for a look at it alone.
+    pub(super) fn look(path: &Path) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match fs::open(path, flags, Mode::empty()) {
+            Ok(handle) => Ok(Some(handle)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(RestoreError::io(
+                "open the target",
+                path.display().to_string(),
+                errno,
+            )),
+        }
     }
 
     pub(super) fn handle(&self) -> Result<OwnedFd> {
@@ -120,6 +155,11 @@ impl Target {
             what: self.shown.clone(),
             source,
         })
+    }
+
+    /// How the temporary names of this restore begin.
+    pub(super) fn temporary_prefix(&self) -> String {
+        self.temporary.0.clone()
     }
 
     pub(super) fn temporary_name(&self) -> Vec<u8> {

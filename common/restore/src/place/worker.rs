@@ -1,6 +1,6 @@
 //! What each thread does: fetch, open, write.
 
-use super::{attributes::Attributes, big_file::BigFile, dir::Dir};
+use super::{attributes::Attributes, big_file::BigFile, dir::Dir, existing::Existing, rewrite::Earlier};
 use crate::{
     ChunkReader, Fetched, RestoreError, Result,
     bounds::CONTENT_IN_FLIGHT,
@@ -22,6 +22,13 @@ pub(super) enum Task {
         files: Vec<(Arc<Dir>, Entry)>,
         bytes: usize,
     },
+    /// One that may be there already, and is replaced as a whole if it differs.
+    Replace {
+        dir: Arc<Dir>,
+        entry: Entry,
+        segments: Vec<Segment>,
+        bytes: usize,
+    },
     /// A part of a large one.
     Region {
         file: Arc<BigFile>,
@@ -34,6 +41,8 @@ pub(super) enum Task {
 pub(super) struct Worker {
     reader: SegmentReader,
     raw: Vec<u8>,
+    /// What was there before.
+    there: Vec<u8>,
 }
 
 impl Worker {
@@ -41,19 +50,18 @@ impl Worker {
         Ok(Self {
             reader: SegmentReader::new(reader, Arc::clone(cache))?,
             raw: Vec::new(),
+            there: Vec::new(),
         })
     }
 
     /// Does one piece. Errors are those that end the restore; others are noted.
     pub(super) fn work(&mut self, task: Task, pool: &Pool<'_, Task>) -> Result<()> {
         match task {
-            Task::Files { files, bytes } => {
+            Task::Files { mut files, bytes } => {
+                files.retain(|(dir, entry)| !dir.target.rewrite || !self.is_there(dir, entry, &whole(entry)));
                 let _held = pool.hold(bytes, CONTENT_IN_FLIGHT);
-                let ids = files
-                    .iter()
-                    .flat_map(|(_, entry)| inline(entry))
-                    .map(|chunk| chunk.id);
-                let fetched = self.reader.opener().fetch(ids)?;
+                let segments: Vec<Segment> = files.iter().flat_map(|(_, entry)| whole(entry)).collect();
+                let fetched = self.reader.fetch(&segments)?;
                 for (dir, entry) in files {
                     pool.check()?;
                     if let Err(error) = self.small_file(&dir, &entry, &fetched) {
@@ -61,6 +69,25 @@ impl Worker {
                     }
                 }
                 Ok(())
+            }
+            Task::Replace {
+                dir,
+                entry,
+                segments,
+                bytes,
+            } => {
+                if self.is_there(&dir, &entry, &segments) {
+                    return Ok(());
+                }
+                let _held = pool.hold(bytes, CONTENT_IN_FLIGHT);
+                let earlier = Existing::open(&dir, &entry.name).map_or(Earlier::None, Earlier::Other);
+                match BigFile::replace(&dir, &entry, earlier) {
+                    Ok(file) => {
+                        let outcome = self.region(&file, 0, &segments);
+                        outcome.or_else(|error| file.fail(error))
+                    }
+                    Err(error) => dir.problem(&entry.name, error),
+                }
             }
             Task::Region { file, .. } if file.has_failed() => Ok(()),
             Task::Region {
@@ -76,23 +103,67 @@ impl Worker {
         }
     }
 
-    fn region(&mut self, file: &BigFile, mut offset: u64, segments: &[Segment]) -> Result<()> {
-        let fetched = self.reader.fetch(segments)?;
-        let mut last: Option<&Segment> = None;
+    /// Whether a file is there as it should be; only its attributes may have been put right.
+    fn is_there(&mut self, dir: &Dir, entry: &Entry, segments: &[Segment]) -> bool {
+        let target = &dir.target;
+        if !target.rewrite {
+            return false;
+        }
+        let Some(existing) = Existing::open(dir, &entry.name).filter(|file| file.len() == entry.size())
+        else {
+            return false;
+        };
+        let keys = self.reader.opener().keys();
+        let mut offset = 0;
         for segment in segments {
-            if let Segment::Hole(len) = segment {
-                file.skip(*len);
-            } else {
-                // Runs of the same content, as in images that were filled with zeros, are opened once.
-                if last != Some(segment) {
-                    self.reader.read(segment, &fetched, &mut self.raw)?;
-                    last = Some(segment);
-                }
-                file.write(offset, &self.raw)?;
+            if !existing.holds(offset, segment, keys, &mut self.there) {
+                return false;
             }
             offset += segment.len();
         }
-        Ok(())
+        if offset != entry.size() || !existing.settle(&entry.into(), target) {
+            return false;
+        }
+        target.counts.files.fetch_add(1, Relaxed);
+        target.counts.bytes.fetch_add(entry.size(), Relaxed);
+        target.counts.bytes_kept.fetch_add(entry.size(), Relaxed);
+        target.progress.add_files(1);
+        target.progress.add_bytes(entry.size());
+        true
+    }
+
+    fn region(&mut self, file: &BigFile, mut offset: u64, segments: &[Segment]) -> Result<()> {
+        let mut wanted = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let keys = self.reader.opener().keys();
+            if !file.keep(offset, segment, keys, &mut self.there)? {
+                wanted.push((offset, segment));
+            }
+            offset = offset.saturating_add(segment.len());
+        }
+        let fetched = self.reader.fetch(wanted.iter().map(|(_, segment)| *segment))?;
+        let mut last: Option<&Segment> = None;
+        for (offset, segment) in wanted {
+            if let Segment::Hole(len) = segment {
+                if file.is_rewritten() {
+                    file.clear(offset, *len)?;
+                } else {
+                    file.skip(*len);
+                }
+                continue;
+            }
+            // Runs of the same content, as in images that were filled with zeros, are opened once.
+            if last != Some(segment) {
+                self.reader.read(segment, &fetched, &mut self.raw)?;
+                last = Some(segment);
+            }
+            if file.is_rewritten() {
+                file.overwrite(offset, &self.raw)?;
+            } else {
+                file.write(offset, &self.raw)?;
+            }
+        }
+        file.end_region()
     }
 
     fn small_file(&mut self, dir: &Dir, entry: &Entry, fetched: &HashMap<ChunkId, Fetched>) -> Result<()> {
@@ -127,6 +198,11 @@ impl Worker {
         dir.target.progress.add_bytes(entry.size());
         Ok(())
     }
+}
+
+/// The same as segments.
+fn whole(entry: &Entry) -> Vec<Segment> {
+    inline(entry).iter().copied().map(Segment::Whole).collect()
 }
 
 /// The chunks of a file that stand in its entry.

@@ -67,11 +67,11 @@ impl GrpcSource {
     }
 
     /// One call, tried again for a while when controllers are away.
-    async fn call(&self, ids: &[ChunkId], avoid: &Bytes) -> Result<Vec<Option<Fetched>>> {
+    async fn call(&self, ids: &[ChunkId], avoid: &Bytes, most: usize) -> Result<Vec<Option<Fetched>>> {
         let mut pause = RECONNECT_PAUSE.0;
         let mut attempt = 1;
         loop {
-            match self.call_once(ids, avoid).await {
+            match self.call_once(ids, avoid, most).await {
                 Err(RestoreError::Fetch(fault)) if fault.kind.is_transient() && attempt < FETCH_ATTEMPTS => {
                     tracing::warn!(attempt, error = %fault, "a fetch failed and is tried again");
                     tokio::time::sleep(pause).await;
@@ -83,7 +83,7 @@ impl GrpcSource {
         }
     }
 
-    async fn call_once(&self, ids: &[ChunkId], avoid: &Bytes) -> Result<Vec<Option<Fetched>>> {
+    async fn call_once(&self, ids: &[ChunkId], avoid: &Bytes, most: usize) -> Result<Vec<Option<Fetched>>> {
         let mut wanted = BytesMut::with_capacity(ids.len() * ChunkId::LEN);
         ids.iter().for_each(|id| wanted.put_slice(id.as_bytes()));
         let request = v1::FetchRequest {
@@ -95,6 +95,7 @@ impl GrpcSource {
         let fetch = |status: tonic::Status| RestoreError::Fetch(Fault::from(status));
         let mut answers = self.client().fetch(request).await.map_err(fetch)?.into_inner();
         let mut blobs = Vec::with_capacity(ids.len());
+        let mut left = most;
         while let Some(answer) = answers.message().await.map_err(fetch)? {
             if answer.blobs.len() > ids.len() - blobs.len() {
                 return Err(RestoreError::Protocol("more blobs than ids"));
@@ -104,7 +105,10 @@ impl GrpcSource {
                     return Err(RestoreError::Protocol("a blob is longer than any can be"));
                 }
                 let pack = PackId::try_from(&fetched.pack[..]).ok();
-                blobs.push((!fetched.blob.is_empty()).then_some((fetched.blob, pack)));
+                let rest = left.checked_sub(fetched.blob.len());
+                let taken = rest.is_some() && !fetched.blob.is_empty();
+                left = rest.unwrap_or(left);
+                blobs.push(taken.then_some((fetched.blob, pack)));
             }
         }
         if blobs.len() == ids.len() {
@@ -123,17 +127,28 @@ impl GrpcSource {
 impl BlobSource for GrpcSource {
     async fn fetch(&self, ids: &[ChunkId]) -> Result<Vec<Option<Fetched>>> {
         if ids.len() <= IDS_PER_QUERY {
-            return self.call(ids, &Bytes::new()).await;
+            return self.call(ids, &Bytes::new(), usize::MAX).await;
         }
         let pieces: Vec<Vec<ChunkId>> = ids.chunks(IDS_PER_QUERY).map(<[_]>::to_vec).collect();
         stream::iter(
             pieces
                 .into_iter()
-                .map(|piece| async move { self.call(&piece, &Bytes::new()).await }),
+                .map(|piece| async move { self.call(&piece, &Bytes::new(), usize::MAX).await }),
         )
         .buffered(CALLS_IN_FLIGHT)
         .try_concat()
         .await
+    }
+
+    async fn fetch_within(&self, ids: &[ChunkId], bytes: usize) -> Result<Vec<Option<Fetched>>> {
+        let mut blobs = Vec::with_capacity(ids.len());
+        let mut left = bytes;
+        for piece in ids.chunks(IDS_PER_QUERY) {
+            let found = self.call(piece, &Bytes::new(), left).await?;
+            left -= found.iter().flatten().map(|(blob, _)| blob.len()).sum::<usize>();
+            blobs.extend(found);
+        }
+        Ok(blobs)
     }
 
     async fn fetch_avoiding(&self, id: ChunkId, bad: &[PackId]) -> Result<Option<Fetched>> {
@@ -142,6 +157,10 @@ impl BlobSource for GrpcSource {
             avoid.put_slice(id.as_bytes());
             avoid.put_slice(pack.as_bytes());
         }
-        Ok(self.call(&[id], &avoid.freeze()).await?.pop().flatten())
+        Ok(self
+            .call(&[id], &avoid.freeze(), usize::MAX)
+            .await?
+            .pop()
+            .flatten())
     }
 }

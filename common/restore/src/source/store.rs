@@ -181,10 +181,22 @@ type Run = Vec<(usize, Location)>;
 #[async_trait]
 impl BlobSource for StoreSource {
     async fn fetch(&self, ids: &[ChunkId]) -> Result<Vec<Option<Fetched>>> {
+        self.fetch_within(ids, usize::MAX).await
+    }
+
+    async fn fetch_within(&self, ids: &[ChunkId], bytes: usize) -> Result<Vec<Option<Fetched>>> {
+        let mut left = bytes;
+        let mut beyond = vec![false; ids.len()];
         let mut wanted: Run = ids
             .iter()
             .enumerate()
             .filter_map(|(at, id)| self.index.first.get(id).map(|location| (at, *location)))
+            .filter(|(at, location)| {
+                let rest = left.checked_sub(location.len as usize);
+                beyond[*at] = rest.is_none();
+                left = rest.unwrap_or(left);
+                rest.is_some()
+            })
             .collect();
         wanted.sort_unstable_by_key(|(_, location)| (location.pack, location.offset));
         let mut runs: Vec<Run> = Vec::new();
@@ -203,7 +215,7 @@ impl BlobSource for StoreSource {
         }
         drop(reads);
         for (at, id) in ids.iter().enumerate() {
-            if answers[at].is_none() {
+            if answers[at].is_none() && !beyond[at] {
                 answers[at] = self.fetch_one(*id, &[]).await?;
             }
         }

@@ -13,7 +13,7 @@ use std::{collections::HashMap, ops::ControlFlow, vec};
 const AHEAD: usize = 32;
 
 /// Calls `each` for the entries of one directory, in order.
-pub(super) fn entries(
+pub(crate) fn entries(
     opener: &mut BlobOpener,
     node: ChunkId,
     level: usize,

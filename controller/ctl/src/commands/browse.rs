@@ -8,7 +8,7 @@ use crate::{
     output::{self, Format, Row},
 };
 use holdfast_core::{ErrorKind, HasKind as _};
-use holdfast_repo::EntryKind;
+use holdfast_repo::{Entry, EntryKind};
 use holdfast_restore::{RestoreError, TreeEntry, shown};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use std::{
 };
 
 /// Most entries of one listing: it is held in memory.
-const ENTRIES_MAX: usize = 2_000_000;
+pub(super) const ENTRIES_MAX: usize = 2_000_000;
 /// Buffer between decryption and a pipe.
 const OUT_BUFFER: usize = 1024 * 1024;
 
@@ -42,16 +42,11 @@ struct EntryRow {
 
 impl From<TreeEntry> for EntryRow {
     fn from(TreeEntry { path, entry }: TreeEntry) -> Self {
-        let (kind, size, target) = match &entry.kind {
-            EntryKind::File { size, .. } => ("file", *size, None),
-            EntryKind::Dir { bytes, .. } => ("directory", *bytes, None),
-            EntryKind::Symlink { target } => ("symlink", 0, Some(shown(target))),
-            EntryKind::Fifo => ("fifo", 0, None),
-            EntryKind::CharDevice { .. } => ("character device", 0, None),
-            EntryKind::BlockDevice { .. } => ("block device", 0, None),
+        let (kind, size) = kind_and_size(&entry.kind);
+        let target = match &entry.kind {
+            EntryKind::Symlink { target } => Some(shown(target)),
+            _ => None,
         };
-        let nanos = i32::try_from(entry.mtime.nanos).unwrap_or_default();
-        let time = jiff::Timestamp::new(entry.mtime.secs, nanos);
         Self {
             path: shown(&path),
             kind,
@@ -59,11 +54,30 @@ impl From<TreeEntry> for EntryRow {
             uid: entry.uid,
             gid: entry.gid,
             size,
-            modified_at: time.map_or_else(|_| "-".into(), |time| time.to_string()),
+            modified_at: modified_at(&entry),
             target,
             changed_while_read: entry.changed_while_read,
         }
     }
+}
+
+/// What an entry is called, and how much is in it.
+pub(super) fn kind_and_size(kind: &EntryKind) -> (&'static str, u64) {
+    match kind {
+        EntryKind::File { size, .. } => ("file", *size),
+        EntryKind::Dir { bytes, .. } => ("directory", *bytes),
+        EntryKind::Symlink { .. } => ("symlink", 0),
+        EntryKind::Fifo => ("fifo", 0),
+        EntryKind::CharDevice { .. } => ("character device", 0),
+        EntryKind::BlockDevice { .. } => ("block device", 0),
+    }
+}
+
+/// An entry's time as text.
+pub(super) fn modified_at(entry: &Entry) -> String {
+    let nanos = i32::try_from(entry.mtime.nanos).unwrap_or_default();
+    let time = jiff::Timestamp::new(entry.mtime.secs, nanos);
+    time.map_or_else(|_| "-".into(), |time| time.to_string())
 }
 
 impl Row for EntryRow {

@@ -109,6 +109,7 @@ pub(super) async fn run(args: &RecoverArgs) -> Result<()> {
                 to,
                 paths: &args.paths,
                 in_place: args.in_place,
+                delete: false,
                 dry_run: false,
             };
             restore::here(&found, &plan, args.output.output).await

@@ -11,7 +11,10 @@ use crate::{
 };
 use holdfast_core::{ErrorKind, Name};
 use holdfast_proto::v1;
-use holdfast_restore::{Layout, Problem, Progress, RestoreOptions, RestoreReport, Snapshot, restore, shown};
+use holdfast_restore::{
+    Layout, OnRemoval, Problem, Progress, RestoreOptions, RestoreReport, Snapshot, restore, shown,
+};
+use parking_lot::Mutex;
 use serde::Serialize;
 use std::{
     ffi::OsString,
@@ -28,6 +31,7 @@ pub(super) struct Plan<'a> {
     pub(super) to: &'a Path,
     pub(super) paths: &'a [OsString],
     pub(super) in_place: bool,
+    pub(super) delete: bool,
     pub(super) dry_run: bool,
 }
 
@@ -41,6 +45,10 @@ struct Restored {
     symlinks: u64,
     others: u64,
     bytes: u64,
+    bytes_kept: u64,
+    removed: u64,
+    removed_paths: Vec<String>,
+    mounts_kept: u64,
     owners_kept: u64,
     problems_count: u64,
     problems: Vec<Failed>,
@@ -62,6 +70,7 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
         to: &args.to,
         paths: &args.paths,
         in_place: args.in_place,
+        delete: args.delete,
         dry_run: args.dry_run,
     };
     here(&snapshot, &plan, args.output.output).await
@@ -70,11 +79,14 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
 /// Restores an opened snapshot to this machine.
 pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -> Result<()> {
     let target = std::path::absolute(plan.to).map_err(io(format!("find {}", plan.to.display())))?;
+    let removals = Removals::default();
     let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
     let options = RestoreOptions {
         paths: plan.paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
         layout: Layout::Paths,
         in_place: plan.in_place,
+        delete: plan.delete,
+        on_removal: removals.listener(format),
         dry_run: plan.dry_run,
         workers: None,
         progress: Arc::clone(&progress),
@@ -86,7 +98,7 @@ pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -
     let outcome = tokio::select! {
         outcome = &mut restoring => outcome,
         _ = tokio::signal::ctrl_c() => {
-            // Workers finish what they hold; files are whole or not there.
+            // Workers finish what they hold; files are whole, or not there, or go on with the next --in-place.
             cancel.store(true, Ordering::Relaxed);
             restoring.await
         }
@@ -95,20 +107,59 @@ pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -
     let report = outcome.map_err(|error| {
         let fault = lift(error);
         match fault.kind {
-            ErrorKind::Conflict => fault.with_hint("choose an empty directory, or add --in-place"),
+            ErrorKind::Conflict => fault.with_hint(
+                "choose an empty directory, or add --in-place, which also completes an interrupted restore",
+            ),
+            ErrorKind::Interrupted => fault.with_hint("the same command with --in-place goes on from here"),
             _ => fault,
         }
     })?;
-    finish(report, &target, plan.dry_run, format)
+    finish(report, &target, plan.dry_run, removals.take(), format)
 }
 
-fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -> Result<()> {
+/// What `--delete` removes, told line by line, or kept for the one value that JSON and YAML are.
+#[derive(Default)]
+struct Removals(Arc<Mutex<Vec<String>>>);
+
+impl Removals {
+    fn listener(&self, format: Format) -> OnRemoval {
+        let kept = Arc::clone(&self.0);
+        OnRemoval::new(move |path, is_dir| {
+            let mut text = shown(path);
+            if is_dir {
+                text.push('/');
+            }
+            match format {
+                // Who reads may have gone away; what is deleted does not depend on it.
+                Format::Table | Format::Wide | Format::Name => {
+                    let _ = output::print(&format!("delete {text}\n"));
+                }
+                Format::Json | Format::Yaml => kept.lock().push(text),
+            }
+        })
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+fn finish(
+    report: RestoreReport,
+    target: &Path,
+    dry_run: bool,
+    removed_paths: Vec<String>,
+    format: Format,
+) -> Result<()> {
     let RestoreReport {
         files,
         dirs,
         symlinks,
         others,
         bytes: size,
+        bytes_kept,
+        removed,
+        mounts_kept,
         owners_kept,
         problems,
     } = report;
@@ -120,6 +171,10 @@ fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -
         symlinks,
         others,
         bytes: size,
+        bytes_kept,
+        removed,
+        removed_paths,
+        mounts_kept,
         owners_kept,
         problems_count: problems.count,
         problems: problems
@@ -141,10 +196,24 @@ fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -
                 bytes(size),
                 restored.target
             ))?;
+            if bytes_kept > 0 {
+                output::print(&format!("{} of it were there already\n", bytes(bytes_kept)))?;
+            }
+            if removed > 0 {
+                let verb = if dry_run { "would delete" } else { "deleted" };
+                output::print(&format!(
+                    "{verb} {removed} things that the snapshot does not have\n"
+                ))?;
+            }
             for failed in &restored.problems {
                 eprintln!("FAILED {}: {}", failed.path, failed.reason);
             }
         }
+    }
+    if mounts_kept > 0 {
+        eprintln!(
+            "note: {mounts_kept} mounted file systems were left alone; --delete does not look into them"
+        );
     }
     if owners_kept > 0 {
         eprintln!("note: {owners_kept} entries belong to you, because only root can give files to others");
@@ -161,6 +230,13 @@ fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -
 
 /// Has an agent restore onto its host, and waits for it.
 async fn on_agent(cluster: &Cluster, address: &Address, args: &RestoreArgs, agent: &Name) -> Result<()> {
+    if args.delete {
+        return Err(fault(
+            ErrorKind::Unsupported,
+            "--delete works for restores to this machine only",
+        )
+        .with_hint("leave --delete out, or run holdfastctl on that host"));
+    }
     if args.dry_run {
         return Err(fault(
             ErrorKind::Unsupported,
@@ -219,7 +295,16 @@ mod tests {
 
     #[test]
     fn a_restore_with_gaps_exits_with_3() {
-        assert!(finish(RestoreReport::default(), Path::new("/x"), false, Format::Json).is_ok());
+        assert!(
+            finish(
+                RestoreReport::default(),
+                Path::new("/x"),
+                false,
+                Vec::new(),
+                Format::Json
+            )
+            .is_ok()
+        );
         let problem = Problem {
             path: b"/a".to_vec(),
             kind: ErrorKind::Corrupt,
@@ -233,7 +318,7 @@ mod tests {
             problems,
             ..RestoreReport::default()
         };
-        let fault = finish(report, Path::new("/x"), false, Format::Table).unwrap_err();
+        let fault = finish(report, Path::new("/x"), false, Vec::new(), Format::Table).unwrap_err();
         assert_eq!(fault.kind.exit_code(), 3);
         assert!(fault.message.starts_with('7'), "{fault}");
     }
