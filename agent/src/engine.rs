@@ -1,6 +1,7 @@
 //! The backup engine of an agent: worker threads that walk, read, chunk, hash, compress, seal and
 //! pack, with bounded memory; the network is behind [`Remote`].
 
+mod attributes;
 mod buffers;
 mod directory;
 mod large_file;
@@ -22,6 +23,7 @@ use crate::{
     files::Selection,
     remote::Remote,
 };
+use attributes::RootRoom;
 use buffers::Buffers;
 use directory::{Directory, Finished};
 use holdfast_core::ChunkId;
@@ -112,6 +114,7 @@ struct Shared {
     seen: Seen,
     /// The node of a directory without entries, for mount points and what cannot be listed.
     empty_dir: EntryKind,
+    root_room: RootRoom,
     /// The controllers lost something: whatever the cache holds is sent again where it is missing.
     distrust_cache: bool,
     packer: Packer,
@@ -157,6 +160,7 @@ pub fn run(
     let empty = DirBuilder::new(&settings.keys).finish()?;
     let shared = Shared {
         seen: Seen::default(),
+        root_room: RootRoom::default(),
         empty_dir: EntryKind::Dir {
             node: empty.id,
             files: 0,

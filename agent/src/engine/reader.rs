@@ -2,6 +2,7 @@
 
 use super::{
     Shared,
+    attributes::{Found, Handle},
     directory::{Directory, entry_of},
     large_file::{Draft, LargeFile},
     old_file::OldFile,
@@ -21,7 +22,10 @@ use rustix::{
 };
 use std::{
     ffi::OsStr,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
@@ -118,6 +122,7 @@ fn read_stable(
         window.clear();
         sink.window = window;
         outcome?;
+        let found = Found::read(shared, Handle::Open(fd.as_fd()), directory.is_top());
         let after = rustix::fs::fstat(fd)?;
         let changed = is_changed(&before, &after) || read != before.st_size as u64;
         if changed && attempt < REREADS {
@@ -138,6 +143,8 @@ fn read_stable(
             changed_while_read: changed,
             ..entry_of(known.name.clone(), &before, kind)
         };
+        let path = directory.locate(index, &known.name).1;
+        let entry = directory.with_found(shared, &path, entry, &before, found);
         return file.finish_reading(shared, sink, entry);
     }
 }

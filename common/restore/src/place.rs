@@ -12,7 +12,9 @@
 mod attributes;
 mod big_file;
 mod dir;
+mod hard_links;
 mod planner;
+mod sparse;
 mod target;
 mod worker;
 
@@ -120,7 +122,9 @@ fn run(
         })
     });
     let target = Target::open(&target, options.in_place, overlap, Arc::clone(&options.progress))?;
-    place(opener, snapshot.reader(), &parts, &target, options)?;
+    let placed = place(opener, snapshot.reader(), &parts, &target, options);
+    target.links.finish(&target);
+    placed?;
     target.sync()?;
     Ok(target.report())
 }
@@ -194,7 +198,7 @@ fn place(
                     outcome => outcome?,
                 }
             }
-            planner.flush()
+            planner.finish(opener)
         },
     )
 }

@@ -50,6 +50,9 @@ pub struct RestoreReport {
     pub bytes: u64,
     /// Entries whose owner could not be restored, because only root may; no problems otherwise.
     pub owners_kept: u64,
+    /// Entries without some of their extended attributes or flags, because only root may set them or the file
+    /// system of the target has none; no problems otherwise.
+    pub attributes_left: u64,
     /// What could not be restored. Nothing is left under the name of a file that is listed here for its content.
     pub problems: Problems,
 }
@@ -98,6 +101,7 @@ pub(crate) struct Counts {
     pub(crate) others: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) owners_kept: AtomicU64,
+    pub(crate) attributes_left: AtomicU64,
 }
 
 impl Counts {
@@ -109,6 +113,7 @@ impl Counts {
             others: self.others.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
             owners_kept: self.owners_kept.load(Relaxed),
+            attributes_left: self.attributes_left.load(Relaxed),
             problems: problems.take(),
         }
     }

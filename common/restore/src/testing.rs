@@ -183,6 +183,7 @@ impl Repo {
             inode: 1,
             changed_while_read: false,
             is_sparse: false,
+            attributes: None,
             kind,
         }
     }

@@ -1,6 +1,6 @@
 //! A file that several workers fill.
 
-use super::{attributes::Attributes, dir::Dir};
+use super::{attributes::Attributes, dir::Dir, sparse::data_ranges};
 use crate::{RestoreError, Result, path::shown};
 use holdfast_repo::Entry;
 use std::{
@@ -19,6 +19,8 @@ pub(super) struct BigFile {
     temporary: Option<Vec<u8>>,
     attributes: Attributes,
     size: u64,
+    /// Blocks of zeros are left out: the file was made as long as it will be, and reads as zeros already.
+    leaves_zeros_out: bool,
     written: AtomicU64,
     failed: AtomicBool,
 }
@@ -30,13 +32,16 @@ impl BigFile {
             dir.remove(temporary.as_deref().unwrap_or(&entry.name));
             return Err(dir.failed("size", &entry.name, errno));
         }
+        let attributes = Attributes::from(entry);
+        attributes.prepare(file.as_fd());
         Ok(Arc::new(Self {
             file,
             dir: Arc::clone(dir),
             name: entry.name.clone(),
             temporary,
-            attributes: entry.into(),
+            attributes,
             size: entry.size(),
+            leaves_zeros_out: entry.is_sparse,
             written: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         }))
@@ -47,8 +52,22 @@ impl BigFile {
     }
 
     /// Writes content at its place. Regions do not overlap.
-    pub(super) fn write(&self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.leaves_zeros_out {
+            for range in data_ranges(offset, bytes) {
+                self.write_at(offset + range.start as u64, &bytes[range])?;
+            }
+        } else {
+            self.write_at(offset, bytes)?;
+        }
         let all = bytes.len() as u64;
+        self.written.fetch_add(all, AcqRel);
+        self.dir.target.counts.bytes.fetch_add(all, Relaxed);
+        self.dir.target.progress.add_bytes(all);
+        Ok(())
+    }
+
+    fn write_at(&self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let len = match rustix::io::pwrite(&self.file, bytes, offset) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -58,9 +77,6 @@ impl BigFile {
             offset += len as u64;
             bytes = &bytes[len..];
         }
-        self.written.fetch_add(all, AcqRel);
-        self.dir.target.counts.bytes.fetch_add(all, Relaxed);
-        self.dir.target.progress.add_bytes(all);
         Ok(())
     }
 
@@ -80,9 +96,8 @@ impl BigFile {
     }
 
     fn complete(&self) -> Result<()> {
-        self.attributes
-            .set(self.file.as_fd(), &self.dir.target)
-            .map_err(|errno| self.dir.failed("set the attributes of", &self.name, errno))?;
+        self.dir
+            .set_attributes(self.file.as_fd(), &self.name, &self.attributes)?;
         self.dir.settle(self.temporary.as_deref(), &self.name)
     }
 }
@@ -96,6 +111,10 @@ impl Drop for BigFile {
                 Ok(()) => {
                     target.counts.files.fetch_add(1, Relaxed);
                     target.progress.add_files(1);
+                    if self.attributes.link.is_some() {
+                        let stat = rustix::fs::fstat(&self.file);
+                        target.links.made(&self.dir, &self.name, &self.attributes, stat);
+                    }
                     return;
                 }
                 Err(error) => target.problems.add(self.dir.path.path_of(&self.name), &error),
@@ -104,5 +123,8 @@ impl Drop for BigFile {
         tracing::debug!(path = %shown(&self.dir.path.path_of(&self.name)), "an incomplete file is removed");
         target.counts.bytes.fetch_sub(written, Relaxed);
         self.dir.remove(self.temporary.as_deref().unwrap_or(&self.name));
+        if let Some(key) = self.attributes.link {
+            target.links.failed(key);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The target of one restore: its handle, who we are, and what was done so far.
 
+use super::hard_links::HardLinks;
 use crate::{
     Progress, RestoreError, RestoreReport, Result,
     report::{Counts, ProblemList},
@@ -34,6 +35,10 @@ pub(super) struct Target {
     shown: String,
     /// What exists is replaced, under a temporary name first.
     pub(super) replace: bool,
+    /// The target gives what is made in it access control lists of its own.
+    pub(super) inherits: bool,
+    /// Files of several names.
+    pub(super) links: HardLinks,
     /// Only root may give files away and make devices.
     pub(super) is_root: bool,
     pub(super) uid: u32,
@@ -95,11 +100,14 @@ impl Target {
         let device = fs::fstat(&root)
             .map_err(|e| failed("look at the target", e.into()))?
             .st_dev;
+        let inherits = fs::fgetxattr(&root, "system.posix_acl_default", &mut [0_u8; 0]).is_ok();
         let synced = root.try_clone().map_err(|e| failed("open the target", e))?;
         Ok(Arc::new(Self {
             root,
             shown,
             replace: in_place || overlap,
+            inherits,
+            links: HardLinks::default(),
             is_root: uid.is_root(),
             uid: uid.as_raw(),
             gid: gid.as_raw(),
@@ -112,6 +120,10 @@ impl Target {
             temporary: (format!(".holdfast-{}", SnapshotId::generate()), AtomicU64::new(0)),
             file_systems: Mutex::new(vec![(device, synced)]),
         }))
+    }
+
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     pub(super) fn handle(&self) -> Result<OwnedFd> {
@@ -148,6 +160,13 @@ impl Target {
     pub(super) fn report(&self) -> RestoreReport {
         if self.counts.owners_kept.load(Relaxed) > 0 {
             tracing::info!("owners were not restored: only root may");
+        }
+        let left = self.counts.attributes_left.load(Relaxed);
+        if left > 0 {
+            tracing::warn!(
+                entries = left,
+                "extended attributes or flags were not restored: only root may, or the target's file system has none"
+            );
         }
         self.counts.report(&self.problems)
     }

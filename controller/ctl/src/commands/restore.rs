@@ -42,6 +42,7 @@ struct Restored {
     others: u64,
     bytes: u64,
     owners_kept: u64,
+    attributes_left: u64,
     problems_count: u64,
     problems: Vec<Failed>,
 }
@@ -110,6 +111,7 @@ fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -
         others,
         bytes: size,
         owners_kept,
+        attributes_left,
         problems,
     } = report;
     let restored = Restored {
@@ -121,6 +123,7 @@ fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -
         others,
         bytes: size,
         owners_kept,
+        attributes_left,
         problems_count: problems.count,
         problems: problems
             .listed
@@ -148,6 +151,11 @@ fn finish(report: RestoreReport, target: &Path, dry_run: bool, format: Format) -
     }
     if owners_kept > 0 {
         eprintln!("note: {owners_kept} entries belong to you, because only root can give files to others");
+    }
+    if attributes_left > 0 {
+        eprintln!(
+            "note: {attributes_left} entries lack extended attributes or flags, because only root can set them or the target's file system has none"
+        );
     }
     match restored.problems_count {
         0 => Ok(()),
