@@ -5,6 +5,7 @@ mod attributes;
 mod buffers;
 mod directory;
 mod large_file;
+mod linked_files;
 mod old_file;
 mod packer;
 mod piece;
@@ -29,6 +30,7 @@ use directory::{Directory, Finished};
 use holdfast_core::ChunkId;
 use holdfast_proto::v1::Problem;
 use holdfast_repo::{Chunker, DirBuilder, Entry, EntryKind, RootTree, VaultKeys};
+use linked_files::LinkedFiles;
 use packer::Packer;
 use parking_lot::Mutex;
 use queue::Queue;
@@ -115,6 +117,7 @@ struct Shared {
     /// The node of a directory without entries, for mount points and what cannot be listed.
     empty_dir: EntryKind,
     root_room: RootRoom,
+    linked_files: LinkedFiles,
     /// The controllers lost something: whatever the cache holds is sent again where it is missing.
     distrust_cache: bool,
     packer: Packer,
@@ -161,6 +164,7 @@ pub fn run(
     let shared = Shared {
         seen: Seen::default(),
         root_room: RootRoom::default(),
+        linked_files: LinkedFiles::default(),
         empty_dir: EntryKind::Dir {
             node: empty.id,
             files: 0,

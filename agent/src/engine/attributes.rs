@@ -161,7 +161,8 @@ pub(super) fn take_over(shared: &Shared, before: &Entry, entry: Entry, stat: &St
     }
 }
 
-fn hard_link(shared: &Shared, stat: &Stat) -> Option<HardLink> {
+/// Set for one of several names of a file.
+pub(super) fn hard_link(shared: &Shared, stat: &Stat) -> Option<HardLink> {
     let is_one_of_several = stat.st_nlink > 1 && !FileType::from_raw_mode(stat.st_mode).is_dir();
     is_one_of_several.then(|| HardLink {
         device: device_number(shared, stat.st_dev),

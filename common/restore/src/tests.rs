@@ -2,6 +2,7 @@
 
 mod damage;
 mod hostile;
+mod metadata;
 mod place;
 mod reading;
 mod recovery;
