@@ -24,7 +24,7 @@ use crate::{
     files::Selection,
     remote::Remote,
 };
-use attributes::RootRoom;
+use attributes::{LongHeld, RootRoom};
 use buffers::Buffers;
 use directory::{Directory, Finished};
 use holdfast_core::ChunkId;
@@ -117,6 +117,7 @@ struct Shared {
     /// The node of a directory without entries, for mount points and what cannot be listed.
     empty_dir: EntryKind,
     root_room: RootRoom,
+    long_held: LongHeld,
     linked_files: LinkedFiles,
     /// The controllers lost something: whatever the cache holds is sent again where it is missing.
     distrust_cache: bool,
@@ -164,6 +165,7 @@ pub fn run(
     let shared = Shared {
         seen: Seen::default(),
         root_room: RootRoom::default(),
+        long_held: LongHeld::default(),
         linked_files: LinkedFiles::default(),
         empty_dir: EntryKind::Dir {
             node: empty.id,

@@ -10,7 +10,11 @@ use rustix::{
     fs::{FileType, IFlags, Stat},
     io::Errno,
 };
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 /// Flags that say how a file is to be treated. Others say how the file system stores it, which is its own affair.
 const FLAGS_KEPT: IFlags = IFlags::IMMUTABLE
@@ -29,6 +33,11 @@ const USUAL_LEN: usize = 1024;
 /// Kept free for hard link and flags.
 const OTHERS_LEN: usize = 64;
 
+/// Extended attributes of one entry that are longer count as long …
+const LONG: usize = 4 * 1024;
+/// … and of long ones so many bytes are held, in all directories that are being read. What is beyond that is reported.
+const LONG_HELD_MAX: usize = 16 * 1024 * 1024;
+
 /// How a file is at hand.
 #[derive(Clone, Copy)]
 pub(super) enum Handle<'f> {
@@ -41,7 +50,8 @@ pub(super) enum Handle<'f> {
 /// What was found, and what could not be had.
 #[derive(Default)]
 pub(super) struct Found {
-    attributes: Attributes,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    flags: u32,
     problem: Option<String>,
     problems: usize,
 }
@@ -55,24 +65,62 @@ impl Default for RootRoom {
     }
 }
 
+/// Bytes of long extended attributes in directories that are not finished: few file systems keep such, but
+/// where one does, a directory of many could be larger than memory.
+#[derive(Default)]
+pub(super) struct LongHeld(AtomicUsize);
+
+impl LongHeld {
+    /// Bytes that count for an entry.
+    pub fn len(entry: &Entry) -> usize {
+        let len = entry
+            .attributes
+            .as_ref()
+            .map_or(0, |more| more.xattrs.encoded_len());
+        if len > LONG { len } else { 0 }
+    }
+
+    /// The entry waits for its node.
+    pub fn add(&self, entry: &Entry) {
+        self.0.fetch_add(Self::len(entry), Ordering::Relaxed);
+    }
+
+    /// The entry is in its node.
+    pub fn release(&self, entry: &Entry) {
+        let len = Self::len(entry);
+        if len > 0 {
+            let less = |held: usize| Some(held.saturating_sub(len));
+            let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
+
+    fn room(&self) -> usize {
+        if self.0.load(Ordering::Relaxed) < LONG_HELD_MAX {
+            ATTRIBUTES_LEN_MAX - OTHERS_LEN
+        } else {
+            LONG
+        }
+    }
+}
+
 impl Found {
     /// Reads them. `is_tree` says that the entry is a tree's own.
     pub fn read(shared: &Shared, handle: Handle<'_>, is_tree: bool) -> Self {
         let mut found = Self::default();
         if is_tree {
-            found.xattrs(handle, &mut shared.root_room.0.lock());
+            found.read_xattrs(handle, &mut shared.root_room.0.lock());
         } else {
-            found.xattrs(handle, &mut (ATTRIBUTES_LEN_MAX - OTHERS_LEN));
+            found.read_xattrs(handle, &mut shared.long_held.room());
         }
         if let Handle::Open(file) = handle {
             // Most file systems have no flags; those say so in several ways.
             let flags = rustix::fs::ioctl_getflags(file).unwrap_or(IFlags::empty());
-            found.attributes.flags = flags.intersection(FLAGS_KEPT).bits();
+            found.flags = flags.intersection(FLAGS_KEPT).bits();
         }
         found
     }
 
-    fn xattrs(&mut self, handle: Handle<'_>, room: &mut usize) {
+    fn read_xattrs(&mut self, handle: Handle<'_>, room: &mut usize) {
         let way = match handle {
             Handle::Open(_) => String::new(),
             // Its entry in /proc leads to what it points at, be it a link, and nowhere else.
@@ -97,13 +145,13 @@ impl Found {
             match with_room(XATTR_VALUE_MAX, get) {
                 Ok(value) => {
                     let len = Attributes::xattr_len(name, &value);
-                    if len > *room || self.attributes.xattrs.len() >= XATTRS_MAX {
+                    if len > *room || self.xattrs.len() >= XATTRS_MAX {
                         let name = name.escape_ascii();
                         self.add_problem(format!("its extended attribute {name} does not fit any more"));
                         continue;
                     }
                     *room -= len;
-                    self.attributes.xattrs.insert(name.to_vec(), value);
+                    self.xattrs.insert(name.to_vec(), value);
                 }
                 // Gone since it was listed, or kept for someone else.
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
@@ -123,8 +171,9 @@ impl Found {
     /// Puts them into the entry; says what could not be had.
     pub fn into_entry(self, shared: &Shared, entry: Entry, stat: &Stat) -> (Entry, Option<String>) {
         let attributes = Attributes {
+            xattrs: self.xattrs.into_iter().collect(),
             hard_link: hard_link(shared, stat),
-            ..self.attributes
+            flags: self.flags,
         };
         let problem = self.problem.map(|first| match self.problems {
             1 => first,
@@ -140,6 +189,7 @@ impl Found {
             attributes: attributes.boxed(),
             ..entry
         };
+        shared.long_held.add(&entry);
         (entry, problem)
     }
 }
@@ -151,14 +201,16 @@ pub(super) fn take_over(shared: &Shared, before: &Entry, entry: Entry, stat: &St
         return entry;
     }
     let recorded = before.attributes.as_deref().cloned().unwrap_or_default();
-    Entry {
+    let entry = Entry {
         attributes: Attributes {
             hard_link,
             ..recorded
         }
         .boxed(),
         ..entry
-    }
+    };
+    shared.long_held.add(&entry);
+    entry
 }
 
 /// Set for one of several names of a file.
@@ -166,7 +218,7 @@ pub(super) fn hard_link(shared: &Shared, stat: &Stat) -> Option<HardLink> {
     let is_one_of_several = stat.st_nlink > 1 && !FileType::from_raw_mode(stat.st_mode).is_dir();
     is_one_of_several.then(|| HardLink {
         device: device_number(shared, stat.st_dev),
-        names: stat.st_nlink as u64,
+        names: stat.st_nlink,
     })
 }
 
@@ -193,5 +245,43 @@ fn with_room(
             Ok(buffer)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_repo::EntryKind;
+
+    fn entry(len: usize) -> Entry {
+        let attributes = Attributes {
+            xattrs: [(b"user.a".to_vec(), vec![1; len])].into(),
+            ..Attributes::default()
+        };
+        Entry {
+            name: b"a".to_vec(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+            inode: 1,
+            changed_while_read: false,
+            is_sparse: false,
+            kind: EntryKind::Fifo,
+            attributes: attributes.boxed(),
+        }
+    }
+
+    #[test]
+    fn long_attributes_are_held_up_to_a_bound() {
+        let held = LongHeld::default();
+        let (short, long) = (entry(200), entry(64_000));
+        (0..100_000).for_each(|_| held.add(&short));
+        assert_eq!(held.room(), ATTRIBUTES_LEN_MAX - OTHERS_LEN);
+        (0..300).for_each(|_| held.add(&long));
+        assert_eq!(held.room(), LONG);
+        (0..400).for_each(|_| held.release(&long));
+        assert_eq!(held.room(), ATTRIBUTES_LEN_MAX - OTHERS_LEN);
     }
 }

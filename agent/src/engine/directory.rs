@@ -447,6 +447,7 @@ impl Directory {
         let mut builder = DirBuilder::new(&shared.settings.keys);
         for entry in std::mem::take(&mut *self.slots.lock()).iter().flatten() {
             builder.push(entry)?;
+            shared.long_held.release(entry);
             for node in builder.take_nodes() {
                 sink.store_node(shared, node)?;
             }

@@ -3,7 +3,12 @@
 //! Small ones are read by each name, which costs less than remembering them.
 
 use super::{
-    Shared, attributes::hard_link, directory::Directory, queue::Task, stats::add, store_chunk::Sink,
+    Shared,
+    attributes::{LongHeld, hard_link},
+    directory::Directory,
+    queue::Task,
+    stats::add,
+    store_chunk::Sink,
 };
 use crate::error::Result;
 use holdfast_repo::{Entry, HardLink};
@@ -106,7 +111,8 @@ impl LinkedFiles {
             let Some(file) = files.remove(&key) else {
                 return Ok(());
             };
-            if let (Some(entry), true) = (entry, file.left > 0) {
+            let is_remembered = |entry: &&Entry| file.left > 0 && LongHeld::len(entry) == 0;
+            if let Some(entry) = entry.filter(is_remembered) {
                 let (left, state) = (file.left, State::Read(entry.clone()));
                 files.insert(key, File { left, state });
             }
@@ -151,6 +157,7 @@ pub(super) fn take(
 ) -> Result<()> {
     add(&shared.stats.files, 1);
     add(&shared.stats.bytes, entry.size());
+    shared.long_held.add(&entry);
     directory.fill(index, Some(entry));
     directory.part_done(shared, sink)
 }

@@ -50,6 +50,14 @@ struct ReadFile {
     bytes: Range<usize>,
 }
 
+/// What one file was while it was read.
+struct Stable {
+    entry: Entry,
+    bytes: Range<usize>,
+    stat: Stat,
+    found: Found,
+}
+
 /// Reads a batch of small files of one directory, then stores what is new among them.
 fn read_small(shared: &Shared, sink: &mut Sink, directory: &Arc<Directory>, indexes: &[u32]) -> Result<()> {
     let mut arena = std::mem::take(&mut sink.arena);
@@ -110,7 +118,13 @@ fn read_one(
 ) -> Option<ReadFile> {
     let known = directory.slots.lock().get(index as usize)?.clone()?;
     match read_until_stable(shared, dir, &known, arena) {
-        Ok(Some((entry, bytes, stat, found))) => {
+        Ok(Some(stable)) => {
+            let Stable {
+                entry,
+                bytes,
+                stat,
+                found,
+            } = stable;
             if entry.changed_while_read {
                 add(&shared.stats.files_changing, 1);
             }
@@ -139,7 +153,7 @@ fn read_until_stable(
     dir: &OwnedFd,
     known: &Entry,
     arena: &mut Vec<u8>,
-) -> rustix::io::Result<Option<(Entry, Range<usize>, Stat, Found)>> {
+) -> rustix::io::Result<Option<Stable>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = match rustix::fs::openat(dir, known.name.as_slice(), flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -163,7 +177,12 @@ fn read_until_stable(
                 changed_while_read: changed,
                 ..entry_of(known.name.clone(), &before, kind)
             };
-            return Ok(Some((entry, start..arena.len(), before, found)));
+            return Ok(Some(Stable {
+                entry,
+                bytes: start..arena.len(),
+                stat: before,
+                found,
+            }));
         }
         before = after;
     }

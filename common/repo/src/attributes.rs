@@ -8,7 +8,7 @@ use crate::{
     error::{RepoError, malformed},
 };
 use holdfast_core::limits::{ATTRIBUTES_LEN_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX, XATTRS_MAX};
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// Most pairs of one entry: room for what later versions record.
 const PAIRS_MAX: usize = 256;
@@ -28,12 +28,93 @@ pub struct HardLink {
     pub names: u64,
 }
 
+/// Extended attributes by their whole names, in order. Held as they are stored: on hosts that label every
+/// file, a directory of a million files has a million of these in memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Xattrs(Box<[u8]>);
+
+impl Xattrs {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes that they take in memory and in a node.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Names and values in the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut reader = Reader::new("extended attributes", &self.0);
+        let count = if self.is_empty() {
+            0
+        } else {
+            reader.varint().unwrap_or(0)
+        };
+        // They were checked, or made here.
+        (0..count).map_while(move |_| Some((reader.bytes(usize::MAX).ok()?, reader.bytes(usize::MAX).ok()?)))
+    }
+
+    /// The value of a name.
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, value)| value)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RepoError> {
+        let mut reader = Reader::new("an attribute of a directory entry", bytes);
+        let count = reader.count(2, XATTRS_MAX)?;
+        if count == 0 {
+            return Err(reader.bad("extended attributes, and none among them"));
+        }
+        let mut last: Option<&[u8]> = None;
+        for _ in 0..count {
+            let name = reader.bytes(XATTR_NAME_MAX)?;
+            if !is_xattr_name(name) {
+                return Err(reader.bad("a name is not one that an extended attribute can have"));
+            }
+            if last.replace(name).is_some_and(|last| last >= name) {
+                return Err(reader.bad("its extended attributes are not in order"));
+            }
+            reader.bytes(XATTR_VALUE_MAX)?;
+        }
+        reader.end()?;
+        Ok(Self(bytes.into()))
+    }
+}
+
+impl FromIterator<(Vec<u8>, Vec<u8>)> for Xattrs {
+    fn from_iter<I: IntoIterator<Item = (Vec<u8>, Vec<u8>)>>(pairs: I) -> Self {
+        let pairs: BTreeMap<_, _> = pairs.into_iter().collect();
+        if pairs.is_empty() {
+            return Self::default();
+        }
+        let mut bytes = Vec::new();
+        put_varint(&mut bytes, pairs.len() as u64);
+        for (name, value) in &pairs {
+            put_bytes(&mut bytes, name);
+            put_bytes(&mut bytes, value);
+        }
+        Self(bytes.into())
+    }
+}
+
+impl<const N: usize> From<[(Vec<u8>, Vec<u8>); N]> for Xattrs {
+    fn from(pairs: [(Vec<u8>, Vec<u8>); N]) -> Self {
+        pairs.into_iter().collect()
+    }
+}
+
 /// What few entries have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Extended attributes of every namespace by their whole names: access control lists and capabilities
-    /// are among them.
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Extended attributes of every namespace: access control lists and capabilities are among them.
+    pub xattrs: Xattrs,
     /// Set when the file has further names; never for a directory.
     pub hard_link: Option<HardLink>,
     /// `FS_*_FL` of Linux: immutable, append-only and the like.
@@ -63,7 +144,7 @@ impl Attributes {
     /// Whether a reader would take them back.
     pub(crate) fn check(&self, is_dir: bool) -> Result<(), RepoError> {
         let bad = |why| Err(malformed("a directory entry", why));
-        if self.xattrs.len() > XATTRS_MAX {
+        if self.xattrs.iter().count() > XATTRS_MAX {
             return bad("it has more extended attributes than may be");
         }
         if !self
@@ -73,7 +154,8 @@ impl Attributes {
         {
             return bad("an extended attribute is not one that a file can have");
         }
-        if self.pairs().iter().map(|(_, value)| value.len()).sum::<usize>() > ATTRIBUTES_LEN_MAX {
+        let len = || self.pairs().iter().map(|(_, value)| value.len()).sum::<usize>();
+        if self.xattrs.encoded_len() > ATTRIBUTES_LEN_MAX / 2 && len() > ATTRIBUTES_LEN_MAX {
             return bad("its attributes are longer than may be");
         }
         match self.hard_link {
@@ -83,27 +165,21 @@ impl Attributes {
         }
     }
 
-    fn pairs(&self) -> Vec<(u64, Vec<u8>)> {
+    fn pairs(&self) -> Vec<(u64, Cow<'_, [u8]>)> {
         let mut pairs = Vec::new();
         if !self.xattrs.is_empty() {
-            let mut value = Vec::new();
-            put_varint(&mut value, self.xattrs.len() as u64);
-            for (name, content) in &self.xattrs {
-                put_bytes(&mut value, name);
-                put_bytes(&mut value, content);
-            }
-            pairs.push((TAG_XATTRS, value));
+            pairs.push((TAG_XATTRS, Cow::from(&self.xattrs.0[..])));
         }
         if let Some(HardLink { device, names }) = self.hard_link {
             let mut value = Vec::new();
             put_varint(&mut value, device);
             put_varint(&mut value, names);
-            pairs.push((TAG_HARD_LINK, value));
+            pairs.push((TAG_HARD_LINK, value.into()));
         }
         if self.flags != 0 {
             let mut value = Vec::new();
             put_varint(&mut value, self.flags.into());
-            pairs.push((TAG_FLAGS, value));
+            pairs.push((TAG_FLAGS, value.into()));
         }
         pairs
     }
@@ -128,9 +204,12 @@ impl Attributes {
             }
             let value = reader.bytes(room)?;
             room -= value.len();
+            if tag == TAG_XATTRS {
+                found.xattrs = Xattrs::decode(value)?;
+                continue;
+            }
             let mut value = Reader::new("an attribute of a directory entry", value);
             match tag {
-                TAG_XATTRS => found.xattrs = decode_xattrs(&mut value)?,
                 TAG_HARD_LINK => {
                     let link = HardLink {
                         device: value.varint()?,
@@ -162,28 +241,6 @@ impl Attributes {
     }
 }
 
-fn decode_xattrs(reader: &mut Reader<'_>) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, RepoError> {
-    let count = reader.count(3, XATTRS_MAX)?;
-    if count == 0 {
-        return Err(reader.bad("extended attributes, and none among them"));
-    }
-    let mut xattrs = BTreeMap::new();
-    for _ in 0..count {
-        let name = reader.bytes(XATTR_NAME_MAX)?;
-        if !is_xattr_name(name) {
-            return Err(reader.bad("a name is not one that an extended attribute can have"));
-        }
-        if xattrs
-            .last_key_value()
-            .is_some_and(|(last, _): (&Vec<u8>, _)| &last[..] >= name)
-        {
-            return Err(reader.bad("its extended attributes are not in order"));
-        }
-        xattrs.insert(name.to_vec(), reader.bytes(XATTR_VALUE_MAX)?.to_vec());
-    }
-    Ok(xattrs)
-}
-
 fn is_xattr_name(name: &[u8]) -> bool {
     (1..=XATTR_NAME_MAX).contains(&name.len()) && !name.contains(&0)
 }
@@ -211,7 +268,7 @@ mod tests {
         let value = collection::vec(any::<u8>(), 0..200);
         let link = (any::<u64>(), 2_u64..).prop_map(|(device, names)| HardLink { device, names });
         (
-            collection::btree_map(name, value, 0..20),
+            collection::vec((name, value), 0..20).prop_map(|pairs| pairs.into_iter().collect()),
             option::of(link),
             any::<u32>(),
         )

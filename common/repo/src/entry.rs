@@ -207,7 +207,7 @@ impl Entry {
             EntryKind::BlockDevice { .. } => TYPE_BLOCK,
         });
         let changed = u64::from(self.changed_while_read) * FLAG_CHANGED;
-        put_varint(out, changed | u64::from(self.is_sparse) * FLAG_SPARSE);
+        put_varint(out, changed | (u64::from(self.is_sparse) * FLAG_SPARSE));
         put_varint(out, self.mode.into());
         put_varint(out, self.uid.into());
         put_varint(out, self.gid.into());

@@ -30,7 +30,7 @@ pub mod root;
 mod seal;
 mod segment;
 
-pub use attributes::{Attributes, HardLink};
+pub use attributes::{Attributes, HardLink, Xattrs};
 pub use blob::{BlobHeader, Codec, Kind, Link, Links};
 pub use chunker::Chunker;
 pub use dir_node::{BuiltDir, DirBuilder, DirNode, IndexChild};

@@ -139,14 +139,18 @@ fn any_attributes(random: &mut Random, kind: &EntryKind) -> Option<Box<Attribute
     if !random.one_in(3) {
         return None;
     }
-    let mut found = Attributes::default();
+    let mut xattrs = Vec::new();
     for _ in 0..random.below(4) {
         let len = if random.one_in(20) { 65_536 } else { 40 };
         let len = random.below(len);
         let name = 1 + random.below(30);
         let name = random.bytes(name).into_iter().map(|byte| byte.max(1)).collect();
-        found.xattrs.insert(name, random.content(len));
+        xattrs.push((name, random.content(len)));
     }
+    let mut found = Attributes {
+        xattrs: xattrs.into_iter().collect(),
+        ..Attributes::default()
+    };
     if random.one_in(3) && !matches!(kind, EntryKind::Dir { .. }) {
         let (device, names) = (random.next() >> random.below(64), 2 + random.next() / 2);
         found.hard_link = Some(HardLink { device, names });

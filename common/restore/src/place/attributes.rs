@@ -88,13 +88,21 @@ impl Handle<'_> {
     }
 
     fn names(self) -> Vec<u8> {
-        let mut names = vec![0; XATTR_LIST_MAX];
-        let len = match self {
-            Self::Open(file) => rustix::fs::flistxattr(file, &mut names[..]),
-            Self::Way(way) => rustix::fs::listxattr(way, &mut names[..]),
+        let list = |names: &mut [u8]| match self {
+            Self::Open(file) => rustix::fs::flistxattr(file, names),
+            Self::Way(way) => rustix::fs::listxattr(way, names),
         };
-        names.truncate(len.unwrap_or(0));
-        names
+        let mut few = [0; 512];
+        match list(&mut few) {
+            Ok(len) => few[..len].to_vec(),
+            Err(Errno::RANGE) => {
+                let mut names = vec![0; XATTR_LIST_MAX];
+                let len = list(&mut names).unwrap_or(0);
+                names.truncate(len);
+                names
+            }
+            Err(_) => Vec::new(),
+        }
     }
 
     fn set_mode(self, mode: u32) -> rustix::io::Result<()> {
@@ -226,7 +234,7 @@ impl Attributes {
         chosen: impl Fn(&[u8]) -> bool,
     ) -> bool {
         let mut all = true;
-        let xattrs = self.more.iter().flat_map(|more| &more.xattrs);
+        let xattrs = self.more.iter().flat_map(|more| more.xattrs.iter());
         for (name, value) in xattrs.filter(|(name, _)| chosen(name)) {
             let may = if target.is_root {
                 // As with set-id: not for an owner who is not the one meant.
@@ -257,7 +265,7 @@ impl Attributes {
             let is_wanted = self
                 .more
                 .as_ref()
-                .is_some_and(|more| more.xattrs.contains_key(name));
+                .is_some_and(|more| more.xattrs.get(name).is_some());
             if is_ours
                 && !is_wanted
                 && let Err(errno) = handle.remove(name)
