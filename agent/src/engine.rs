@@ -1,9 +1,11 @@
 //! The backup engine of an agent: worker threads that walk, read, chunk, hash, compress, seal and
 //! pack, with bounded memory; the network is behind [`Remote`].
 
+mod attributes;
 mod buffers;
 mod directory;
 mod large_file;
+mod linked_files;
 mod old_file;
 mod packer;
 mod piece;
@@ -22,11 +24,13 @@ use crate::{
     files::Selection,
     remote::Remote,
 };
+use attributes::{LongHeld, RootRoom};
 use buffers::Buffers;
 use directory::{Directory, Finished};
 use holdfast_core::ChunkId;
 use holdfast_proto::v1::Problem;
 use holdfast_repo::{Chunker, DirBuilder, Entry, EntryKind, RootTree, VaultKeys};
+use linked_files::LinkedFiles;
 use packer::Packer;
 use parking_lot::Mutex;
 use queue::Queue;
@@ -112,6 +116,9 @@ struct Shared {
     seen: Seen,
     /// The node of a directory without entries, for mount points and what cannot be listed.
     empty_dir: EntryKind,
+    root_room: RootRoom,
+    long_held: LongHeld,
+    linked_files: LinkedFiles,
     /// The controllers lost something: whatever the cache holds is sent again where it is missing.
     distrust_cache: bool,
     packer: Packer,
@@ -157,6 +164,9 @@ pub fn run(
     let empty = DirBuilder::new(&settings.keys).finish()?;
     let shared = Shared {
         seen: Seen::default(),
+        root_room: RootRoom::default(),
+        long_held: LongHeld::default(),
+        linked_files: LinkedFiles::default(),
         empty_dir: EntryKind::Dir {
             node: empty.id,
             files: 0,

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Most roots of one source.
-const ROOTS_MAX: usize = 1024;
+pub(crate) const ROOTS_MAX: usize = 1024;
 
 /// Magic numbers of file systems whose files are not data (linux/magic.h).
 const PSEUDO: &[u64] = &[

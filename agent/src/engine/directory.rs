@@ -3,6 +3,7 @@
 
 use super::{
     Shared,
+    attributes::{Found, Handle, take_over},
     queue::Task,
     reader::is_sparse,
     stats::add,
@@ -19,7 +20,10 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use std::{
     ffi::OsStr,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -91,8 +95,7 @@ impl Directory {
                 Some(EntryKind::Dir { node, .. }) => Some(*node),
                 _ => None,
             };
-            self.slots.lock()[index] = Some(entry_of(b"root".to_vec(), &root.stat, pending_dir()));
-            Task::List(Arc::new(Self {
+            let directory = Arc::new(Self {
                 parent: Some((Arc::clone(self), index as u32)),
                 root: index,
                 path: PathBuf::new(),
@@ -101,7 +104,12 @@ impl Directory {
                 depth: 1,
                 slots: Mutex::default(),
                 pending: AtomicUsize::new(1),
-            }))
+            });
+            let entry = entry_of(b"root".to_vec(), &root.stat, pending_dir());
+            let found = Found::read(shared, Handle::Open(root.dir.as_fd()), true);
+            let entry = directory.with_found(shared, Path::new(""), entry, &root.stat, found);
+            self.slots.lock()[index] = Some(entry);
+            Task::List(directory)
         });
         tasks.collect()
     }
@@ -221,6 +229,7 @@ impl Directory {
                     add(&stats.files, 1);
                     add(&stats.files_unchanged, 1);
                     add(&stats.bytes, kept.size());
+                    let kept = take_over(shared, before?, kept, stat);
                     return Some(self.with_owner(shared, kept));
                 }
                 tasks.file(index, entry.size());
@@ -253,7 +262,8 @@ impl Directory {
                     }
                     Descend::Empty => {
                         add(&stats.skipped, 1);
-                        return Some(entry_of(name, stat, empty_dir(shared)));
+                        let entry = entry_of(name, stat, empty_dir(shared));
+                        return Some(self.with_attributes(shared, &path, entry, stat, before, &dir));
                     }
                     Descend::Yes if self.depth >= limits::DIR_DEPTH_MAX => {
                         self.report(shared, &path, "nested too deeply");
@@ -265,34 +275,104 @@ impl Directory {
                     Some(EntryKind::Dir { node, .. }) => Some(*node),
                     _ => None,
                 };
+                let entry = entry_of(name, stat, pending_dir());
+                let entry = self.with_attributes(shared, &path, entry, stat, before, &dir);
                 tasks.dirs.push((index, path, previous, stat.st_dev));
-                entry_of(name, stat, pending_dir())
+                entry
             }
-            FileType::Symlink => match self.read_link(shared, &path) {
-                Ok(target) => {
-                    add(&stats.symlinks, 1);
-                    entry_of(name, stat, EntryKind::Symlink { target })
-                }
-                Err(error) => {
-                    self.report(shared, &path, &error.to_string());
-                    return None;
-                }
-            },
-            FileType::Fifo => entry_of(name, stat, EntryKind::Fifo),
-            FileType::CharacterDevice => entry_of(name, stat, EntryKind::CharDevice { rdev: stat.st_rdev }),
-            FileType::BlockDevice => entry_of(name, stat, EntryKind::BlockDevice { rdev: stat.st_rdev }),
+            FileType::Symlink => {
+                let target = Vec::new();
+                let entry = entry_of(name, stat, EntryKind::Symlink { target });
+                let entry = self.special(shared, &path, entry, stat, before)?;
+                add(&stats.symlinks, 1);
+                entry
+            }
+            FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice => {
+                let rdev = stat.st_rdev;
+                let entry_kind = match kind {
+                    FileType::CharacterDevice => EntryKind::CharDevice { rdev },
+                    FileType::BlockDevice => EntryKind::BlockDevice { rdev },
+                    _ => EntryKind::Fifo,
+                };
+                let entry = self.special(shared, &path, entry_of(name, stat, entry_kind), stat, before)?;
+                add(&stats.others, 1);
+                entry
+            }
             FileType::Socket | FileType::Unknown => {
                 add(&stats.skipped, 1);
                 return None;
             }
         };
-        if matches!(
-            entry.kind,
-            EntryKind::Fifo | EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. }
-        ) {
-            add(&stats.others, 1);
-        }
         Some(self.with_owner(shared, entry))
+    }
+
+    /// A directory's attributes: those recorded before, unless it changed since.
+    fn with_attributes(
+        &self,
+        shared: &Shared,
+        path: &Path,
+        entry: Entry,
+        stat: &Stat,
+        before: Option<&Entry>,
+        dir: &OwnedFd,
+    ) -> Entry {
+        match before.filter(|before| is_same_inode(before, &entry)) {
+            Some(before) if matches!(before.kind, EntryKind::Dir { .. }) => {
+                take_over(shared, before, entry, stat)
+            }
+            _ => {
+                let found = Found::read(shared, Handle::Open(dir.as_fd()), false);
+                self.with_found(shared, path, entry, stat, found)
+            }
+        }
+    }
+
+    /// Puts what was found into an entry and reports what could not be had.
+    pub fn with_found(&self, shared: &Shared, path: &Path, entry: Entry, stat: &Stat, found: Found) -> Entry {
+        let (entry, problem) = found.into_entry(shared, entry, stat);
+        if let Some(problem) = problem {
+            self.report(shared, path, &problem);
+        }
+        entry
+    }
+
+    /// A link, fifo or device, a link still without its target: as it was recorded before, or looked at.
+    fn special(
+        &self,
+        shared: &Shared,
+        path: &Path,
+        mut entry: Entry,
+        stat: &Stat,
+        before: Option<&Entry>,
+    ) -> Option<Entry> {
+        let is_link = matches!(entry.kind, EntryKind::Symlink { .. });
+        if let Some(before) = before.filter(|before| is_same_inode(before, &entry)) {
+            if is_link && matches!(before.kind, EntryKind::Symlink { .. }) {
+                entry.kind = before.kind.clone();
+            }
+            if entry.kind == before.kind {
+                return Some(take_over(shared, before, entry, stat));
+            }
+        }
+        let root = &shared.settings.selection.roots[self.root];
+        let looked = open_beneath(&root.dir, path, OFlags::PATH).and_then(|place| {
+            if is_link {
+                let target = rustix::fs::readlinkat(&place, c"", Vec::new())?.into_bytes();
+                entry.kind = EntryKind::Symlink { target };
+            }
+            Ok(Found::read(shared, Handle::Place(place.as_fd()), false))
+        });
+        match looked {
+            Ok(found) => Some(self.with_found(shared, path, entry, stat, found)),
+            Err(rustix::io::Errno::NOENT) => {
+                add(&shared.stats.files_vanished, 1);
+                None
+            }
+            Err(error) => {
+                self.report(shared, path, &error.to_string());
+                None
+            }
+        }
     }
 
     fn with_owner(&self, shared: &Shared, entry: Entry) -> Entry {
@@ -301,12 +381,6 @@ impl Directory {
         owners.1.insert(entry.gid);
         drop(owners);
         entry
-    }
-
-    fn read_link(&self, shared: &Shared, path: &Path) -> rustix::io::Result<Vec<u8>> {
-        let root = &shared.settings.selection.roots[self.root];
-        let link = open_beneath(&root.dir, path, OFlags::PATH)?;
-        Ok(rustix::fs::readlinkat(&link, c"", Vec::new())?.into_bytes())
     }
 
     fn hand_out(self: &Arc<Self>, shared: &Shared, tasks: Tasks) {
@@ -373,6 +447,7 @@ impl Directory {
         let mut builder = DirBuilder::new(&shared.settings.keys);
         for entry in std::mem::take(&mut *self.slots.lock()).iter().flatten() {
             builder.push(entry)?;
+            shared.long_held.release(entry);
             for node in builder.take_nodes() {
                 sink.store_node(shared, node)?;
             }
@@ -429,15 +504,18 @@ fn is_unchanged(shared: &Shared, before: &Entry, now: &Entry) -> bool {
     };
     let missing = &shared.settings.missing;
     *size == now.size()
-        && before.mtime == now.mtime
-        && before.ctime == now.ctime
-        && before.inode == now.inode
+        && is_same_inode(before, now)
         && !before.changed_while_read
         && (missing.is_empty()
             || match content {
                 Content::Inline(chunks) => !chunks.iter().any(|chunk| missing.contains(&chunk.id)),
                 Content::Node(_) => false,
             })
+}
+
+/// Not changed since, whatever it is.
+fn is_same_inode(before: &Entry, now: &Entry) -> bool {
+    before.mtime == now.mtime && before.ctime == now.ctime && before.inode == now.inode
 }
 
 /// A directory whose node is not known yet; replaced when it is finished.
@@ -492,6 +570,7 @@ pub(super) fn entry_of(name: Vec<u8>, stat: &Stat, kind: EntryKind) -> Entry {
         changed_while_read: false,
         is_sparse: FileType::from_raw_mode(stat.st_mode).is_file() && is_sparse(stat),
         kind,
+        attributes: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! A large file while it is stored: pieces come back from any worker in any order, and become the
 //! segments of the file in theirs.
 
-use super::{Shared, directory::Directory, stats::add, store_chunk::Sink};
+use super::{Shared, directory::Directory, linked_files::LinkKey, stats::add, store_chunk::Sink};
 use crate::error::{AgentError, Result};
 use holdfast_core::{ChunkId, limits::CHUNK_MAX};
 use holdfast_repo::{Entry, EntryKind, Extent, FileBuilder, NodeDraft, Parts, Segment, VaultKeys};
@@ -47,6 +47,8 @@ pub(super) enum DraftPart {
 pub(super) struct LargeFile {
     directory: Arc<Directory>,
     index: u32,
+    /// Set when other names of the file may wait for it.
+    link: Option<LinkKey>,
     /// How far content stood behind its old place where it was last recognised.
     pub shift: AtomicI64,
     /// Set by the reader once it is through.
@@ -57,10 +59,11 @@ pub(super) struct LargeFile {
 }
 
 impl LargeFile {
-    pub fn new(directory: &Arc<Directory>, index: u32) -> Arc<Self> {
+    pub fn new(directory: &Arc<Directory>, index: u32, link: Option<LinkKey>) -> Arc<Self> {
         Arc::new(Self {
             directory: Arc::clone(directory),
             index,
+            link,
             shift: AtomicI64::new(0),
             final_entry: Mutex::default(),
             assembly: Mutex::default(),
@@ -118,6 +121,9 @@ impl LargeFile {
             add(&shared.stats.bytes, *size);
         }
         add(&shared.stats.files, 1);
+        if let Some(key) = self.link {
+            shared.linked_files.end(shared, sink, key, Some(&entry))?;
+        }
         self.directory.fill(self.index, Some(entry));
         self.directory.part_done(shared, sink)
     }

@@ -2,8 +2,10 @@
 
 use super::{
     Shared,
+    attributes::{Found, Handle},
     directory::{Directory, entry_of},
     large_file::{Draft, LargeFile},
+    linked_files::{LinkKey, Turn, take},
     old_file::OldFile,
     piece::Piece,
     stats::add,
@@ -21,7 +23,10 @@ use rustix::{
 };
 use std::{
     ffi::OsStr,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
@@ -71,10 +76,24 @@ pub(super) fn read_large(
             return directory.part_done(shared, sink);
         }
     };
+    let kind = EntryKind::File {
+        size: stat.st_size as u64,
+        strategy: Strategy::default(),
+        content: Content::Inline(Vec::new()),
+    };
+    let seen = entry_of(known.name.clone(), &stat, kind);
+    let link = match shared.linked_files.turn(shared, &stat, directory, index, seen) {
+        Turn::Read(link) => link,
+        Turn::Wait => return Ok(()),
+        Turn::Known(entry) => return take(shared, sink, directory, index, entry),
+    };
     let strategy = strategy_of(&known, &fd, &stat);
-    match read_stable(shared, sink, (directory, index), &known, &fd, strategy) {
+    match read_stable(shared, sink, (directory, index, link), &known, &fd, strategy) {
         Ok(()) => Ok(()),
         Err(AgentError::Io { source, .. }) => {
+            if let Some(key) = link {
+                shared.linked_files.end(shared, sink, key, None)?;
+            }
             directory.report(shared, &path, &source.to_string());
             directory.fill(index, None);
             directory.part_done(shared, sink)
@@ -87,7 +106,7 @@ pub(super) fn read_large(
 fn read_stable(
     shared: &Shared,
     sink: &mut Sink,
-    (directory, index): (&Arc<Directory>, u32),
+    (directory, index, link): (&Arc<Directory>, u32, Option<LinkKey>),
     known: &Entry,
     fd: &OwnedFd,
     strategy: Strategy,
@@ -100,7 +119,7 @@ fn read_stable(
     let mut attempt = 0;
     loop {
         let before = rustix::fs::fstat(fd)?;
-        let file = LargeFile::new(directory, index);
+        let file = LargeFile::new(directory, index, link);
         let mut window = std::mem::take(&mut sink.window);
         let mut reading = Reading {
             shared,
@@ -118,6 +137,7 @@ fn read_stable(
         window.clear();
         sink.window = window;
         outcome?;
+        let found = Found::read(shared, Handle::Open(fd.as_fd()), directory.is_top());
         let after = rustix::fs::fstat(fd)?;
         let changed = is_changed(&before, &after) || read != before.st_size as u64;
         if changed && attempt < REREADS {
@@ -138,6 +158,8 @@ fn read_stable(
             changed_while_read: changed,
             ..entry_of(known.name.clone(), &before, kind)
         };
+        let path = directory.locate(index, &known.name).1;
+        let entry = directory.with_found(shared, &path, entry, &before, found);
         return file.finish_reading(shared, sink, entry);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     Shared,
+    attributes::{Found, Handle},
     directory::{Directory, entry_of},
     queue::Task,
     reader::{REREADS, is_changed, read_large},
@@ -11,11 +12,14 @@ use super::{
 use crate::error::Result;
 use holdfast_core::limits;
 use holdfast_repo::{ChunkRef, Content, Entry, EntryKind};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use std::{
     ffi::OsStr,
     ops::Range,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     sync::Arc,
 };
 
@@ -44,6 +48,14 @@ struct ReadFile {
     index: u32,
     entry: Entry,
     bytes: Range<usize>,
+}
+
+/// What one file was while it was read.
+struct Stable {
+    entry: Entry,
+    bytes: Range<usize>,
+    stat: Stat,
+    found: Found,
 }
 
 /// Reads a batch of small files of one directory, then stores what is new among them.
@@ -105,11 +117,19 @@ fn read_one(
     arena: &mut Vec<u8>,
 ) -> Option<ReadFile> {
     let known = directory.slots.lock().get(index as usize)?.clone()?;
-    match read_until_stable(dir, &known, arena) {
-        Ok(Some((entry, bytes))) => {
+    match read_until_stable(shared, dir, &known, arena) {
+        Ok(Some(stable)) => {
+            let Stable {
+                entry,
+                bytes,
+                stat,
+                found,
+            } = stable;
             if entry.changed_while_read {
                 add(&shared.stats.files_changing, 1);
             }
+            let path = directory.path.join(OsStr::from_bytes(&known.name));
+            let entry = directory.with_found(shared, &path, entry, &stat, found);
             Some(ReadFile { index, entry, bytes })
         }
         Ok(None) => {
@@ -129,10 +149,11 @@ fn read_one(
 /// Reads a file again while it changes, a bounded number of times. `None` when it is gone, or is
 /// no longer a regular file.
 fn read_until_stable(
+    shared: &Shared,
     dir: &OwnedFd,
     known: &Entry,
     arena: &mut Vec<u8>,
-) -> rustix::io::Result<Option<(Entry, Range<usize>)>> {
+) -> rustix::io::Result<Option<Stable>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = match rustix::fs::openat(dir, known.name.as_slice(), flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -147,6 +168,7 @@ fn read_until_stable(
     for attempt in 0..=REREADS {
         arena.truncate(start);
         let read = read_whole(&fd, before.st_size as usize, arena)?;
+        let found = Found::read(shared, Handle::Open(fd.as_fd()), false);
         let after = rustix::fs::fstat(&fd)?;
         let changed = is_changed(&before, &after) || read as i64 != before.st_size;
         if !changed || attempt == REREADS {
@@ -155,7 +177,12 @@ fn read_until_stable(
                 changed_while_read: changed,
                 ..entry_of(known.name.clone(), &before, kind)
             };
-            return Ok(Some((entry, start..arena.len())));
+            return Ok(Some(Stable {
+                entry,
+                bytes: start..arena.len(),
+                stat: before,
+                found,
+            }));
         }
         before = after;
     }

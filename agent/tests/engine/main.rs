@@ -10,4 +10,5 @@
 
 mod deltas;
 mod host;
+mod metadata;
 mod trees;

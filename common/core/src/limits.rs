@@ -29,6 +29,16 @@ pub const NODE_DEPTH_MAX: usize = 8;
 pub const DIR_DEPTH_MAX: usize = 2048;
 /// Longest file name: NAME_MAX on Linux.
 pub const FILE_NAME_MAX: usize = 255;
+/// Longest name of an extended attribute, and longest value: XATTR_NAME_MAX and XATTR_SIZE_MAX on Linux.
+pub const XATTR_NAME_MAX: usize = 255;
+/// See [`XATTR_NAME_MAX`].
+pub const XATTR_VALUE_MAX: usize = 64 * KIB;
+/// Most extended attributes of one entry: Linux lists at most 64 KiB of names.
+pub const XATTRS_MAX: usize = 1024;
+/// Longest attributes of one entry together: half of a directory's leaf, so that every entry fits into one.
+pub const ATTRIBUTES_LEN_MAX: usize = 256 * KIB;
+/// Longest attributes of all of a snapshot's trees together: they stand in its root object.
+pub const ROOT_ATTRIBUTES_LEN_MAX: usize = 64 * KIB;
 /// A pack is closed once it holds this much. Half of what the design began with: an agent keeps a
 /// closed pack until it is acknowledged, and its memory bound is 128 MiB.
 pub const PACK_TARGET: usize = 16 * MIB;

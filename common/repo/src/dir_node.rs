@@ -11,7 +11,7 @@ use crate::{
 };
 use holdfast_core::{
     ChunkId,
-    limits::{FILE_NAME_MAX, NODE_DEPTH_MAX, NODE_LINKS_MAX},
+    limits::{ATTRIBUTES_LEN_MAX, FILE_NAME_MAX, NODE_DEPTH_MAX, NODE_LINKS_MAX},
 };
 
 /// A leaf may be cut from here on …
@@ -147,7 +147,6 @@ impl<'k> DirBuilder<'k> {
         entry.check()?;
         if self.leaf_entries >= LEAF_MAX
             || self.leaf_links.len() + crate::entry::INLINE_CHUNKS_MAX > LEAF_LINKS_MAX
-            || self.leaf.len() > LEAF_PAYLOAD_MAX
             || (self.leaf_entries >= LEAF_MIN && is_cut_name(&entry.name))
         {
             self.end_leaf();
@@ -155,7 +154,15 @@ impl<'k> DirBuilder<'k> {
         if self.leaf_entries == 0 {
             self.leaf_first.clone_from(&entry.name);
         }
+        let (at, links_at) = (self.leaf.len(), self.leaf_links.len());
         entry.encode_into(&mut self.leaf, &mut self.leaf_links);
+        if self.leaf_entries > 0 && self.leaf.len() > LEAF_PAYLOAD_MAX {
+            // Extended attributes can be long: the entry begins a leaf of its own.
+            let (entry_bytes, entry_links) = (self.leaf.split_off(at), self.leaf_links.split_off(links_at));
+            self.end_leaf();
+            (self.leaf, self.leaf_links) = (entry_bytes, entry_links);
+            self.leaf_first.clone_from(&entry.name);
+        }
         self.leaf_entries += 1;
         match &entry.kind {
             EntryKind::File { size, .. } => {
@@ -262,6 +269,7 @@ impl<'k> DirBuilder<'k> {
     }
 }
 
+const _: () = assert!(LEAF_PAYLOAD_MAX >= ATTRIBUTES_LEN_MAX + 16 * 1024);
 const _: () = assert!(LEAF_LINKS_MAX <= NODE_LINKS_MAX && LEAF_MAX <= NODE_LINKS_MAX);
 
 /// Whether a node begins at this name. Depends on the name alone: entries that change, come or go
@@ -277,6 +285,7 @@ fn is_cut_name(name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attributes::Attributes;
     use crate::entry::{ChunkRef, Content, Strategy, Timestamp};
     use holdfast_core::VaultId;
     use std::collections::HashMap;
@@ -298,6 +307,8 @@ mod tests {
             },
             inode: 77 + u64::from(i),
             changed_while_read: i.is_multiple_of(7),
+            is_sparse: false,
+            attributes: None,
             kind: EntryKind::File {
                 size: 10,
                 strategy: Strategy::ContentDefined,
@@ -353,6 +364,35 @@ mod tests {
         let after = build(&entries).nodes;
         let new = after.iter().filter(|node| !before.contains_key(&node.id)).count();
         assert!(new <= 6, "{new} of {}", after.len());
+    }
+
+    #[test]
+    fn long_attributes_leave_every_leaf_within_its_bound() {
+        let with_attributes = |i: u32| {
+            let value = vec![i as u8; (i as usize * 7919) % 64_000];
+            let xattrs = (0..i % 4).map(|n| (format!("user.{n}").into_bytes(), value.clone()));
+            let attributes = Attributes {
+                xattrs: xattrs.collect(),
+                ..Attributes::default()
+            };
+            Entry {
+                attributes: attributes.boxed(),
+                ..file(i)
+            }
+        };
+        let entries: Vec<_> = (0..300).map(with_attributes).collect();
+        let built = build(&entries);
+        assert!(built.nodes.len() > 20);
+        assert!(
+            built
+                .nodes
+                .iter()
+                .all(|node| node.payload.len() <= LEAF_PAYLOAD_MAX + 16)
+        );
+        let nodes = built.nodes.into_iter().map(|node| (node.id, node)).collect();
+        let mut back = Vec::new();
+        collect(&nodes, built.id, &mut back);
+        assert_eq!(back, entries);
     }
 
     #[test]

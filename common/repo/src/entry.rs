@@ -1,6 +1,7 @@
 //! One directory entry: what a snapshot knows about a file, directory, link or device.
 
 use crate::{
+    attributes::Attributes,
     blob::Link,
     codec::{Reader, put_bytes, put_signed, put_varint},
     error::{RepoError, malformed},
@@ -14,9 +15,6 @@ use holdfast_core::{
 pub const INLINE_CHUNKS_MAX: usize = 8;
 /// Longest target of a symbolic link: PATH_MAX on Linux.
 const SYMLINK_MAX: usize = 4096;
-/// Most attributes of one entry, and the longest: room for what later versions record.
-const ATTRIBUTES_MAX: usize = 256;
-const ATTRIBUTE_MAX: usize = 64 * 1024;
 
 /// Seconds and nanoseconds since 1970-01-01 UTC, as the file system gives them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -116,8 +114,10 @@ pub struct Entry {
     pub changed_while_read: bool,
     /// The file system stored less than its length: blocks of zeros come back as holes.
     pub is_sparse: bool,
-    /// The rest.
+    /// What only that kind of entry has.
     pub kind: EntryKind,
+    /// What few entries have: extended attributes, further names, flags.
+    pub attributes: Option<Box<Attributes>>,
 }
 
 const TYPE_FILE: u8 = 0;
@@ -169,6 +169,9 @@ impl Entry {
         if [self.mtime, self.ctime].iter().any(|time| time.nanos > NANOS_MAX) {
             return bad("a time has more than a second of nanoseconds");
         }
+        if let Some(attributes) = &self.attributes {
+            attributes.check(matches!(self.kind, EntryKind::Dir { .. }))?;
+        }
         match &self.kind {
             EntryKind::File {
                 size,
@@ -204,7 +207,7 @@ impl Entry {
             EntryKind::BlockDevice { .. } => TYPE_BLOCK,
         });
         let changed = u64::from(self.changed_while_read) * FLAG_CHANGED;
-        put_varint(out, changed | u64::from(self.is_sparse) * FLAG_SPARSE);
+        put_varint(out, changed | (u64::from(self.is_sparse) * FLAG_SPARSE));
         put_varint(out, self.mode.into());
         put_varint(out, self.uid.into());
         put_varint(out, self.gid.into());
@@ -253,7 +256,7 @@ impl Entry {
             EntryKind::Fifo => {}
             EntryKind::CharDevice { rdev } | EntryKind::BlockDevice { rdev } => put_varint(out, *rdev),
         }
-        put_varint(out, 0); // attributes
+        Attributes::encode_into(self.attributes.as_deref(), out);
     }
 
     /// Reads one entry; takes its links from the front of `links`.
@@ -289,7 +292,7 @@ impl Entry {
         }
         let inode = reader.varint()?;
         let kind = decode_kind(kind, reader, links)?;
-        skip_attributes(reader)?;
+        let attributes = Attributes::decode(reader, matches!(kind, EntryKind::Dir { .. }))?;
         if mode > MODE_MAX {
             return Err(reader.bad("a mode has bits beyond permissions"));
         }
@@ -307,6 +310,7 @@ impl Entry {
             changed_while_read,
             is_sparse,
             kind,
+            attributes,
         })
     }
 }
@@ -410,25 +414,4 @@ pub(crate) fn next_link(
     } else {
         Err(reader.bad("a link is of another kind"))
     }
-}
-
-/// Attributes: (tag, value) pairs in the order of their tags. Odd tags must be understood, even ones may
-/// be passed over.
-fn skip_attributes(reader: &mut Reader<'_>) -> Result<(), RepoError> {
-    let mut last = None;
-    for _ in 0..reader.count(2, ATTRIBUTES_MAX)? {
-        let tag = reader.varint()?;
-        if last.replace(tag).is_some_and(|last| last >= tag) {
-            return Err(reader.bad("its attributes are not in order"));
-        }
-        reader.bytes(ATTRIBUTE_MAX)?;
-        if tag & 1 == 1 {
-            return Err(RepoError::TooNew {
-                what: "a directory entry",
-                version: 1,
-                flags: tag as u16,
-            });
-        }
-    }
-    Ok(())
 }

@@ -14,6 +14,7 @@
     )
 )]
 
+mod attributes;
 pub mod blob;
 pub mod chunker;
 mod codec;
@@ -29,6 +30,7 @@ pub mod root;
 mod seal;
 mod segment;
 
+pub use attributes::{Attributes, HardLink, Xattrs};
 pub use blob::{BlobHeader, Codec, Kind, Link, Links};
 pub use chunker::Chunker;
 pub use dir_node::{BuiltDir, DirBuilder, DirNode, IndexChild};

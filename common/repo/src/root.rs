@@ -434,6 +434,7 @@ mod tests {
             inode: 2,
             changed_while_read: false,
             is_sparse: false,
+            attributes: None,
             kind: EntryKind::Dir {
                 node: ChunkId([8; 32]),
                 files: 1,

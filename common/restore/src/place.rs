@@ -14,9 +14,11 @@ mod big_file;
 mod delete;
 mod dir;
 mod existing;
+mod hard_links;
 mod leftovers;
 mod planner;
 mod rewrite;
+mod sparse;
 mod target;
 mod worker;
 
@@ -143,7 +145,9 @@ fn run(
     if options.delete {
         delete::remove(opener, &parts, &target, options)?;
     }
-    place(opener, snapshot.reader(), &parts, &target, options)?;
+    let placed = place(opener, snapshot.reader(), &parts, &target, options);
+    target.links.finish(&target);
+    placed?;
     target.sync()?;
     Ok(target.report())
 }
@@ -242,7 +246,7 @@ fn place(
                     outcome => outcome?,
                 }
             }
-            planner.flush()
+            planner.finish(opener)
         },
     )
 }

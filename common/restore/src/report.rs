@@ -56,6 +56,9 @@ pub struct RestoreReport {
     pub mounts_kept: u64,
     /// Entries whose owner could not be restored, because only root may; no problems otherwise.
     pub owners_kept: u64,
+    /// Entries without some of their extended attributes or flags, because only root may set them or the file
+    /// system of the target has none; no problems otherwise.
+    pub attributes_left: u64,
     /// What could not be restored. Nothing is left under the name of a file that is listed here
     /// for its content, unless it was there before: one that is rewritten in place keeps what was right, is
     /// private, and has a time of 1970.
@@ -109,6 +112,7 @@ pub(crate) struct Counts {
     pub(crate) owners_kept: AtomicU64,
     pub(crate) removed: AtomicU64,
     pub(crate) mounts_kept: AtomicU64,
+    pub(crate) attributes_left: AtomicU64,
 }
 
 impl Counts {
@@ -123,6 +127,7 @@ impl Counts {
             owners_kept: self.owners_kept.load(Relaxed),
             removed: self.removed.load(Relaxed),
             mounts_kept: self.mounts_kept.load(Relaxed),
+            attributes_left: self.attributes_left.load(Relaxed),
             problems: problems.take(),
         }
     }

@@ -4,8 +4,8 @@ use crate::{BlobSource, Fetched, Snapshot, StoreSource};
 use bytes::Bytes;
 use holdfast_core::{ChunkId, PackId, SnapshotId, StoreId, VaultId};
 use holdfast_repo::{
-    ChunkRef, Content, DirBuilder, Entry, EntryKind, FileBuilder, NodeDraft, PackWriter, Root, RootClear,
-    RootSealed, RootTree, Sealer, SigningKey, Strategy, Timestamp, VaultKeys,
+    Attributes, ChunkRef, Content, DirBuilder, Entry, EntryKind, FileBuilder, NodeDraft, PackWriter, Root,
+    RootClear, RootSealed, RootTree, Sealer, SigningKey, Strategy, Timestamp, VaultKeys,
 };
 use holdfast_store::{MemStore, ObjectName, Store};
 use std::{
@@ -28,6 +28,8 @@ pub enum Item {
     File(u32, Vec<u8>),
     Link(Vec<u8>),
     Fifo(u32),
+    /// Something with attributes, by its inode number.
+    More(Box<Item>, u64, Attributes),
     /// An entry as it is, for what no honest agent writes.
     Raw(EntryKind),
 }
@@ -148,6 +150,14 @@ impl Repo {
 
     pub fn entry(&mut self, name: &[u8], item: &Item) -> Entry {
         let (mode, kind) = match item {
+            Item::More(item, inode, attributes) => {
+                return Entry {
+                    inode: *inode,
+                    mtime: mtime(&inode.to_le_bytes()),
+                    attributes: attributes.clone().boxed(),
+                    ..self.entry(name, item)
+                };
+            }
             Item::Dir(mode, items) => {
                 let entries: Vec<Entry> = items.iter().map(|(name, item)| self.entry(name, item)).collect();
                 let keys = Arc::clone(&self.keys);
@@ -186,6 +196,7 @@ impl Repo {
             inode: 1,
             changed_while_read: false,
             is_sparse: false,
+            attributes: None,
             kind,
         }
     }
@@ -374,8 +385,10 @@ pub fn damage(store: &MemStore, id: &PackId, bytes: Vec<u8>) {
 /// Compares what lies at a path with what should: kind, content, mode, time, and nothing besides.
 pub fn assert_same(path: &Path, item: &Item) {
     let stat = fs::symlink_metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let name = path.file_name().unwrap().as_bytes();
-    let time = mtime(name);
+    let (item, time) = match item {
+        Item::More(item, inode, _) => (&**item, mtime(&inode.to_le_bytes())),
+        item => (item, mtime(path.file_name().unwrap().as_bytes())),
+    };
     assert_eq!(
         (stat.mtime(), stat.mtime_nsec()),
         (time.secs, i64::from(time.nanos)),
@@ -413,7 +426,7 @@ pub fn assert_same(path: &Path, item: &Item) {
             assert!(stat.file_type().is_fifo());
             *mode
         }
-        Item::Raw(_) => return,
+        Item::Raw(_) | Item::More(..) => return,
     };
     assert_eq!(stat.mode() & 0o7777, mode, "{}", path.display());
 }

@@ -6,6 +6,7 @@ mod deletion;
 mod hostile;
 mod hostile_generated;
 mod in_place;
+mod metadata;
 mod patterns;
 mod place;
 mod reading;

@@ -368,6 +368,7 @@ impl World {
                 inode: 2,
                 changed_while_read: false,
                 is_sparse: false,
+                attributes: None,
                 kind: EntryKind::Dir {
                     node: *node,
                     files: 1,

@@ -10,9 +10,9 @@ use crate::samples::{EPOCH_KEY, ID_KEY, VAULT, blob_bytes, entry, file, hex_byte
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use holdfast_core::{ChunkId, PackId};
 use holdfast_repo::{
-    BlobHeader, ChunkRef, Codec, Content, DirBuilder, DirNode, Entry, EntryKind, Extent, FileBuilder,
-    FileNode, Kind, Node, NodeDraft, Opener, PackDirectory, PackWriter, Parts, Root, RootClear, Sealer,
-    Segment, VaultKeys,
+    Attributes, BlobHeader, ChunkRef, Codec, Content, DirBuilder, DirNode, Entry, EntryKind, Extent,
+    FileBuilder, FileNode, HardLink, Kind, Node, NodeDraft, Opener, PackDirectory, PackWriter, Parts, Root,
+    RootClear, Sealer, Segment, VaultKeys,
 };
 use std::path::PathBuf;
 
@@ -110,6 +110,26 @@ fn dir_leaf() -> NodeDraft {
     let mut builder = DirBuilder::new(&keys);
     entries().iter().for_each(|entry| builder.push(entry).unwrap());
     builder.finish().unwrap().nodes.remove(0)
+}
+
+/// A directory of one entry with everything that few entries have.
+fn dir_of_attributes() -> (Entry, NodeDraft) {
+    let keys = keys();
+    let mut entry = entry(b"f", EntryKind::Fifo);
+    entry.is_sparse = true;
+    let xattrs = [(&b"security.x"[..], &b"\0\xff"[..]), (b"user.e", b"")];
+    entry.attributes = Attributes {
+        xattrs: xattrs.map(|(name, value)| (name.to_vec(), value.to_vec())).into(),
+        hard_link: Some(HardLink {
+            device: 300,
+            names: 2,
+        }),
+        flags: 0x90,
+    }
+    .boxed();
+    let mut builder = DirBuilder::new(&keys);
+    builder.push(&entry).unwrap();
+    (entry, builder.finish().unwrap().nodes.remove(0))
 }
 
 /// The top node of a directory of 3000 entries.
@@ -374,6 +394,20 @@ fn directory_nodes_open_and_have_their_layout() {
         &links,
     );
     assert_eq!(blob[..head_len], by_hand);
+
+    let (with_attributes, draft) = dir_of_attributes();
+    let mut by_hand = vec![1, 0, 1, 1, b'f', 3, 2]; // version, leaf, one entry, its name, a pipe, sparse
+    by_hand.extend_from_slice(&[0xa0, 0x03, 0xe8, 0x07, 100]);
+    by_hand.extend_from_slice(&hex_bytes("80c49fd50c05"));
+    by_hand.extend_from_slice(&[1, 0, 0xac, 0x02]);
+    by_hand.extend_from_slice(&[3, 1, 23, 2]); // three attributes; tag 1, 23 bytes, two names
+    by_hand.extend_from_slice(b"\x0asecurity.x\x02\0\xff\x06user.e\0");
+    by_hand.extend_from_slice(&[2, 3, 0xac, 0x02, 2]); // tag 2: device 300, two names
+    by_hand.extend_from_slice(&[4, 2, 0x90, 0x01]); // tag 4: immutable, no access times
+    golden_exact("payload-dir-attributes.bin", &by_hand);
+    assert_eq!(draft.payload, by_hand);
+    let back = Node::decode(Kind::Dir, &draft.links, &by_hand).unwrap();
+    assert_eq!(back, Node::Dir(DirNode::Leaf(vec![with_attributes])));
 
     let index = dir_index();
     golden_exact("payload-dir-index.bin", &index.payload);

@@ -6,8 +6,9 @@ use crate::{
 };
 use holdfast_core::{ChunkId, PackId};
 use holdfast_repo::{
-    BlobHeader, ChunkRef, DirBuilder, DirNode, EntryKind, Extent, FileBuilder, FileNode, Kind, Link, Links,
-    Node, NodeDraft, Opener, PackDirectory, PackWriter, Parts, Root, RootClear, Sealer, Segment, VaultKeys,
+    Attributes, BlobHeader, ChunkRef, DirBuilder, DirNode, EntryKind, Extent, FileBuilder, FileNode,
+    HardLink, Kind, Link, Links, Node, NodeDraft, Opener, PackDirectory, PackWriter, Parts, Root, RootClear,
+    Sealer, Segment, VaultKeys,
     blob::{CRC_LEN, FIXED_LEN},
     pack::{TRAILER_LEN, Trailer},
 };
@@ -71,7 +72,20 @@ fn drafts() -> Vec<NodeDraft> {
                 bytes: 4,
             },
         };
-        dir.push(&entry(&[b'a' + i], kind)).unwrap();
+        let mut entry = entry(&[b'a' + i], kind);
+        if i % 2 == 0 {
+            entry.attributes = Attributes {
+                xattrs: [
+                    (b"security.capability".to_vec(), vec![i; 20]),
+                    (b"user.x".to_vec(), Vec::new()),
+                ]
+                .into(),
+                hard_link: (i % 3 != 2).then_some(HardLink { device: 1, names: 3 }),
+                flags: 0x10,
+            }
+            .boxed();
+        }
+        dir.push(&entry).unwrap();
     }
     let mut file = FileBuilder::default();
     for i in 0..1500_u32 {

@@ -47,6 +47,7 @@ pub fn entry(name: &[u8], kind: EntryKind) -> Entry {
         inode: 300,
         changed_while_read: false,
         is_sparse: false,
+        attributes: None,
         kind,
     }
 }

@@ -6,8 +6,8 @@ use crate::{
 };
 use holdfast_core::{ChunkId, limits};
 use holdfast_repo::{
-    BlobHeader, ChunkRef, Content, DirBuilder, DirNode, Entry, EntryKind, FileBuilder, FileNode, Node,
-    NodeDraft, Opener, Sealer, Segment, Strategy, Timestamp, VaultKeys,
+    Attributes, BlobHeader, ChunkRef, Content, DirBuilder, DirNode, Entry, EntryKind, FileBuilder, FileNode,
+    HardLink, Node, NodeDraft, Opener, Sealer, Segment, Strategy, Timestamp, VaultKeys,
 };
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -135,6 +135,32 @@ impl World {
     }
 }
 
+fn any_attributes(random: &mut Random, kind: &EntryKind) -> Option<Box<Attributes>> {
+    if !random.one_in(3) {
+        return None;
+    }
+    let mut xattrs = Vec::new();
+    for _ in 0..random.below(4) {
+        let len = if random.one_in(20) { 65_536 } else { 40 };
+        let len = random.below(len);
+        let name = 1 + random.below(30);
+        let name = random.bytes(name).into_iter().map(|byte| byte.max(1)).collect();
+        xattrs.push((name, random.content(len)));
+    }
+    let mut found = Attributes {
+        xattrs: xattrs.into_iter().collect(),
+        ..Attributes::default()
+    };
+    if random.one_in(3) && !matches!(kind, EntryKind::Dir { .. }) {
+        let (device, names) = (random.next() >> random.below(64), 2 + random.next() / 2);
+        found.hard_link = Some(HardLink { device, names });
+    }
+    if random.one_in(3) {
+        found.flags = random.next() as u32;
+    }
+    found.boxed()
+}
+
 fn any_entry(random: &mut Random, name: Vec<u8>, kind: EntryKind) -> Entry {
     let mut time = || Timestamp {
         secs: random.next() as i64 >> random.below(64),
@@ -150,6 +176,8 @@ fn any_entry(random: &mut Random, name: Vec<u8>, kind: EntryKind) -> Entry {
         ctime,
         inode: random.next(),
         changed_while_read: random.one_in(5),
+        is_sparse: random.one_in(5),
+        attributes: any_attributes(random, &kind),
         kind,
     }
 }

@@ -1,6 +1,6 @@
 //! A file that several workers fill.
 
-use super::{attributes::Attributes, dir::Dir, rewrite::Earlier};
+use super::{attributes::Attributes, dir::Dir, hard_links::LinkKey, rewrite::Earlier, sparse::data_ranges};
 use crate::{RestoreError, Result, bounds::REWRITE_MIN, path::shown};
 use holdfast_repo::Entry;
 use parking_lot::Mutex;
@@ -21,16 +21,21 @@ pub(super) struct BigFile {
     pub(super) earlier: Earlier,
     /// Whether a file that is rewritten was changed.
     pub(super) begun: Mutex<bool>,
+    /// One writes at a time: the kernel lets only one into a file, and the others would spin meanwhile.
+    turn: Mutex<()>,
     temporary: Option<Vec<u8>>,
     attributes: Attributes,
     size: u64,
+    /// Blocks of zeros are left out: the file was made as long as it will be, and reads as zeros already.
+    leaves_zeros_out: bool,
     written: AtomicU64,
     failed: AtomicBool,
 }
 
 impl BigFile {
     pub(super) fn create(dir: &Arc<Dir>, entry: &Entry) -> Result<Arc<Self>> {
-        if dir.target.rewrite && entry.size() > REWRITE_MIN {
+        // One of several names is made anew with the others.
+        if dir.target.rewrite && entry.size() > REWRITE_MIN && LinkKey::of(entry).is_none() {
             Self::create_or_rewrite(dir, entry)
         } else {
             Self::replace(dir, entry, Earlier::None)
@@ -44,15 +49,20 @@ impl BigFile {
         temporary: Option<Vec<u8>>,
         earlier: Earlier,
     ) -> Self {
+        let attributes = Attributes::from(entry);
+        attributes.prepare(file.as_fd());
+        let is_fresh = !matches!(earlier, Earlier::Itself(_));
         Self {
             file,
             dir: Arc::clone(dir),
             name: entry.name.clone(),
             earlier,
             begun: Mutex::new(false),
+            turn: Mutex::new(()),
             temporary,
-            attributes: entry.into(),
+            attributes,
             size: entry.size(),
+            leaves_zeros_out: entry.is_sparse && is_fresh,
             written: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         }
@@ -72,8 +82,23 @@ impl BigFile {
     }
 
     /// Writes content at its place. Regions do not overlap.
-    pub(super) fn write(&self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.leaves_zeros_out {
+            for range in data_ranges(offset, bytes) {
+                self.write_at(offset + range.start as u64, &bytes[range])?;
+            }
+        } else {
+            self.write_at(offset, bytes)?;
+        }
         let all = bytes.len() as u64;
+        self.written.fetch_add(all, AcqRel);
+        self.dir.target.counts.bytes.fetch_add(all, Relaxed);
+        self.dir.target.progress.add_bytes(all);
+        Ok(())
+    }
+
+    fn write_at(&self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
+        let _turn = self.turn.lock();
         while !bytes.is_empty() {
             let len = match rustix::io::pwrite(&self.file, bytes, offset) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -83,9 +108,6 @@ impl BigFile {
             offset += len as u64;
             bytes = &bytes[len..];
         }
-        self.written.fetch_add(all, AcqRel);
-        self.dir.target.counts.bytes.fetch_add(all, Relaxed);
-        self.dir.target.progress.add_bytes(all);
         Ok(())
     }
 
@@ -117,9 +139,8 @@ impl BigFile {
                     .map_err(|errno| self.dir.failed("sync", &self.name, errno))?;
             }
         }
-        self.attributes
-            .set(self.file.as_fd(), &self.dir.target)
-            .map_err(|errno| self.dir.failed("set the attributes of", &self.name, errno))?;
+        self.dir
+            .set_attributes(self.file.as_fd(), &self.name, &self.attributes)?;
         self.dir.settle(self.temporary.as_deref(), &self.name)
     }
 
@@ -149,6 +170,10 @@ impl Drop for BigFile {
                 Ok(()) => {
                     target.counts.files.fetch_add(1, Relaxed);
                     target.progress.add_files(1);
+                    if self.attributes.link.is_some() {
+                        let stat = rustix::fs::fstat(&self.file);
+                        target.links.made(&self.dir, &self.name, &self.attributes, stat);
+                    }
                     return;
                 }
                 Err(error) => {
@@ -159,5 +184,8 @@ impl Drop for BigFile {
         }
         target.counts.bytes.fetch_sub(written, Relaxed);
         self.give_up();
+        if let Some(key) = self.attributes.link {
+            target.links.failed(key);
+        }
     }
 }

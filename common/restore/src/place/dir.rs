@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     RestoreError, Result,
-    path::{PathLink, shown},
+    path::{PathLink, names, shown},
 };
 use holdfast_core::ErrorKind;
 use holdfast_repo::{Entry, EntryKind};
@@ -34,6 +34,8 @@ const MODE_PASSAGE: Mode = Mode::RWXU
 pub(super) struct Dir {
     handle: OwnedFd,
     pub(super) path: PathLink,
+    /// So many names of its path lead to the target, the others from there to it.
+    above: usize,
     attributes: Option<Attributes>,
     pub(super) target: Arc<Target>,
 }
@@ -46,13 +48,15 @@ impl Dir {
         if tree.is_some() {
             target.counts.dirs.fetch_add(1, Relaxed);
         }
-        let dir = Self::held(target.handle()?, PathLink::root(path), attributes, target);
+        let above = names(path).len();
+        let path = PathLink::root(path);
+        let dir = Self::held(target.handle()?, (path, above), attributes, target);
         Ok(dir.tidied())
     }
 
     fn held(
         handle: OwnedFd,
-        path: PathLink,
+        (path, above): (PathLink, usize),
         attributes: Option<Attributes>,
         target: &Arc<Target>,
     ) -> Arc<Self> {
@@ -60,6 +64,7 @@ impl Dir {
         Arc::new(Self {
             handle,
             path,
+            above,
             attributes,
             target: Arc::clone(target),
         })
@@ -77,6 +82,11 @@ impl Dir {
         self.handle.as_fd()
     }
 
+    /// The names that lead from the target to it.
+    pub(super) fn way(&self) -> Vec<Vec<u8>> {
+        names(&self.path.path()).split_off(self.above)
+    }
+
     /// A directory that only leads to a tree. One that is there is used as it is; a link is refused.
     pub(super) fn passage(&self, name: &[u8]) -> Result<Arc<Self>> {
         match fs::mkdirat(self.fd(), name, MODE_PASSAGE) {
@@ -85,7 +95,8 @@ impl Dir {
         }
         let handle = open_dir(self.fd(), name).map_err(|errno| self.failed("enter", name, errno))?;
         self.target.note_file_system(handle.as_fd());
-        Ok(Self::held(handle, self.path.below(name), None, &self.target).tidied())
+        let path = (self.path.below(name), self.above);
+        Ok(Self::held(handle, path, None, &self.target).tidied())
     }
 
     /// A directory of the snapshot, made, or merged with one that is there.
@@ -107,7 +118,12 @@ impl Dir {
             self.target.note_file_system(handle.as_fd());
         }
         self.target.counts.dirs.fetch_add(1, Relaxed);
-        let dir = Self::held(handle, path, Some(entry.into()), &self.target);
+        let dir = Self::held(
+            handle,
+            (path, self.above),
+            Some(entry.into()),
+            &self.target,
+        );
         Ok(if made.is_err() { dir.tidied() } else { dir })
     }
 
@@ -148,7 +164,7 @@ impl Dir {
     }
 
     /// A link, fifo or device.
-    pub(super) fn make_special(&self, entry: &Entry) -> Result<()> {
+    pub(super) fn make_special(self: &Arc<Self>, entry: &Entry) -> Result<()> {
         let temporary = self.target.replace.then(|| self.target.temporary_name());
         let now = temporary.as_deref().unwrap_or(&entry.name);
         let mode = Mode::RUSR | Mode::WUSR;
@@ -162,8 +178,10 @@ impl Dir {
         };
         made.map_err(|errno| self.failed("make", &entry.name, errno))?;
         let is_link = matches!(entry.kind, EntryKind::Symlink { .. });
-        Attributes::from(entry)
-            .set_at(self.fd(), now, !is_link, &self.target)
+        let attributes = Attributes::from(entry);
+        attributes
+            .set_at(self.fd(), now, is_link, &self.target)
+            .map(|left| self.note_left(&entry.name, left))
             .map_err(|errno| self.failed("set the attributes of", &entry.name, errno))
             .and_then(|()| self.settle(temporary.as_deref(), &entry.name))
             .inspect_err(|_| self.remove(now))?;
@@ -173,7 +191,31 @@ impl Dir {
             &self.target.counts.others
         };
         count.fetch_add(1, Relaxed);
+        if attributes.link.is_some() {
+            let stat = fs::statat(self.fd(), &entry.name[..], AtFlags::SYMLINK_NOFOLLOW);
+            self.target.links.made(self, &entry.name, &attributes, stat);
+        }
         Ok(())
+    }
+
+    /// Sets what an entry has besides its content.
+    pub(super) fn set_attributes(
+        &self,
+        file: BorrowedFd<'_>,
+        name: &[u8],
+        attributes: &Attributes,
+    ) -> Result<()> {
+        let left = attributes.set(file, &self.target);
+        let left = left.map_err(|errno| self.failed("set the attributes of", name, errno))?;
+        self.note_left(name, left);
+        Ok(())
+    }
+
+    fn note_left(&self, name: &[u8], left: Option<String>) {
+        if let Some(reason) = left {
+            self.target
+                .add_problem(self.path.path_of(name), ErrorKind::Io, reason);
+        }
     }
 
     pub(super) fn failed(&self, doing: &'static str, name: &[u8], errno: Errno) -> RestoreError {
@@ -194,9 +236,13 @@ impl Dir {
 impl Drop for Dir {
     fn drop(&mut self) {
         self.target.open_dirs.fetch_sub(1, Relaxed);
-        let Some(attributes) = self.attributes else { return };
-        if let Err(errno) = attributes.set(self.handle.as_fd(), &self.target) {
-            let reason = format!("its owner, mode or times cannot be set: {errno}");
+        let Some(attributes) = &self.attributes else {
+            return;
+        };
+        let left = attributes.set(self.handle.as_fd(), &self.target);
+        let reason =
+            left.unwrap_or_else(|errno| Some(format!("its owner, mode or times cannot be set: {errno}")));
+        if let Some(reason) = reason {
             self.target.add_problem(self.path.path(), ErrorKind::Io, reason);
         }
     }

@@ -60,12 +60,13 @@ impl Existing {
     /// Gives it the attributes that it should have, if it may stay as it is otherwise.
     pub(super) fn settle(&self, attributes: &Attributes, target: &Target) -> bool {
         self.is_ours(attributes, target)
-            && (attributes.are_set(&self.stat, target) || attributes.set(self.file.as_fd(), target).is_ok())
+            && (self.has(attributes, target)
+                || matches!(attributes.set(self.file.as_fd(), target), Ok(None)))
     }
 
     /// Whether its attributes were right when it was opened.
     pub(super) fn has(&self, attributes: &Attributes, target: &Target) -> bool {
-        attributes.are_set(&self.stat, target)
+        attributes.are_set(self.file.as_fd(), &self.stat, target)
     }
 
     /// Whether it holds the content of that segment at that place; `raw` then holds it too, unless it is

@@ -1,7 +1,7 @@
 //! From the walk over the trees to pieces of work: directories, links and devices are made at once, small
 //! files are gathered, large ones are cut.
 
-use super::{big_file::BigFile, dir::Dir, target::Target, worker::Task};
+use super::{big_file::BigFile, dir::Dir, hard_links::LinkKey, target::Target, worker::Task};
 use crate::{
     BlobOpener, RestoreError, Result,
     bounds::{
@@ -89,7 +89,7 @@ impl<'p> Planner<'p> {
         entry: &Entry,
         content: &Content,
     ) -> Result<bool> {
-        if !self.target.rewrite || entry.size() > REWRITE_MIN {
+        if !self.target.rewrite || entry.size() > REWRITE_MIN || LinkKey::of(entry).is_some() {
             return Ok(false);
         }
         let mut segments: Vec<Segment> = Vec::new();
@@ -115,6 +115,28 @@ impl<'p> Planner<'p> {
         Ok(true)
     }
 
+    /// Notes that an entry could not even be begun.
+    fn failed(&self, dir: &Dir, entry: &Entry, error: RestoreError) -> Result<()> {
+        if let Some(key) = LinkKey::of(entry) {
+            self.target.links.failed(key);
+        }
+        dir.problem(&entry.name, error)
+    }
+
+    /// Ends: hands out what was gathered, and makes the names whose first one could not be made.
+    pub(super) fn finish(&mut self, opener: &mut BlobOpener) -> Result<()> {
+        loop {
+            self.flush()?;
+            let again = self.target.links.settle(|| self.pool.check())?;
+            if again.is_empty() {
+                return Ok(());
+            }
+            for (dir, entry) in again {
+                self.entry(opener, &dir, entry)?;
+            }
+        }
+    }
+
     /// Cuts a large file into regions.
     fn cut(
         &mut self,
@@ -128,7 +150,7 @@ impl<'p> Planner<'p> {
         }
         let file = match BigFile::create(dir, entry) {
             Ok(file) => file,
-            Err(error) => return dir.problem(&entry.name, error),
+            Err(error) => return self.failed(dir, entry, error),
         };
         let mut region = Region::default();
         let pool = self.pool;
@@ -209,6 +231,13 @@ impl Visitor for Planner<'_> {
     }
 
     fn entry(&mut self, opener: &mut BlobOpener, dir: &Arc<Dir>, entry: Entry) -> Result<()> {
+        if LinkKey::of(&entry).is_some() && !self.target.links.has_room() {
+            self.flush()?;
+            self.target.links.make_room(|| self.pool.check())?;
+        }
+        let Some(entry) = self.target.links.admit(dir, entry) else {
+            return Ok(());
+        };
         match &entry.kind {
             EntryKind::File {
                 size,
@@ -224,7 +253,7 @@ impl Visitor for Planner<'_> {
             }
             _ => match dir.make_special(&entry) {
                 Ok(()) => Ok(()),
-                Err(error) => dir.problem(&entry.name, error),
+                Err(error) => self.failed(dir, &entry, error),
             },
         }
     }

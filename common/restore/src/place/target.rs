@@ -1,6 +1,6 @@
 //! The target of one restore: its handle, who we are, and what was done so far.
 
-use super::leftovers::PREFIX;
+use super::{hard_links::HardLinks, leftovers::PREFIX};
 use crate::{
     Progress, RestoreError, RestoreReport, Result,
     report::{Counts, ProblemList},
@@ -40,6 +40,10 @@ pub(super) struct Target {
     /// What exists is compared first, and large files are rewritten where they are. Not where two trees of
     /// one snapshot meet: they may be written at the same time.
     pub(super) rewrite: bool,
+    /// The target gives what is made in it access control lists of its own.
+    pub(super) inherits: bool,
+    /// Files of several names.
+    pub(super) links: HardLinks,
     /// Only root may give files away and make devices.
     pub(super) is_root: bool,
     pub(super) uid: u32,
@@ -114,6 +118,7 @@ impl Target {
         let device = fs::fstat(&root)
             .map_err(|e| failed("look at the target", e.into()))?
             .st_dev;
+        let inherits = fs::fgetxattr(&root, "system.posix_acl_default", &mut [0_u8; 0]).is_ok();
         let synced = root.try_clone().map_err(|e| failed("open the target", e))?;
         Ok(Arc::new(Self {
             root,
@@ -121,6 +126,8 @@ impl Target {
             replace: in_place || overlap,
             in_place,
             rewrite: in_place && !overlap,
+            inherits,
+            links: HardLinks::default(),
             is_root: uid.is_root(),
             uid: uid.as_raw(),
             gid: gid.as_raw(),
@@ -147,6 +154,10 @@ impl Target {
                 errno,
             )),
         }
+    }
+
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     pub(super) fn handle(&self) -> Result<OwnedFd> {
@@ -188,6 +199,13 @@ impl Target {
     pub(super) fn report(&self) -> RestoreReport {
         if self.counts.owners_kept.load(Relaxed) > 0 {
             tracing::info!("owners were not restored: only root may");
+        }
+        let left = self.counts.attributes_left.load(Relaxed);
+        if left > 0 {
+            tracing::warn!(
+                entries = left,
+                "extended attributes or flags were not restored: only root may, or the target's file system has none"
+            );
         }
         self.counts.report(&self.problems)
     }

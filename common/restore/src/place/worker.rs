@@ -1,6 +1,9 @@
 //! What each thread does: fetch, open, write.
 
-use super::{attributes::Attributes, big_file::BigFile, dir::Dir, existing::Existing, rewrite::Earlier};
+use super::{
+    attributes::Attributes, big_file::BigFile, dir::Dir, existing::Existing, hard_links::LinkKey,
+    rewrite::Earlier, sparse::data_ranges,
+};
 use crate::{
     ChunkReader, Fetched, RestoreError, Result,
     bounds::CONTENT_IN_FLIGHT,
@@ -11,7 +14,7 @@ use holdfast_core::ChunkId;
 use holdfast_repo::{ChunkRef, Content, Entry, EntryKind, Segment};
 use std::{
     collections::HashMap,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -65,6 +68,9 @@ impl Worker {
                 for (dir, entry) in files {
                     pool.check()?;
                     if let Err(error) = self.small_file(&dir, &entry, &fetched) {
+                        if let Some(key) = LinkKey::of(&entry) {
+                            dir.target.links.failed(key);
+                        }
                         dir.problem(&entry.name, error)?;
                     }
                 }
@@ -106,7 +112,8 @@ impl Worker {
     /// Whether a file is there as it should be; only its attributes may have been put right.
     fn is_there(&mut self, dir: &Dir, entry: &Entry, segments: &[Segment]) -> bool {
         let target = &dir.target;
-        if !target.rewrite {
+        // One of several names is made anew with the others.
+        if !target.rewrite || LinkKey::of(entry).is_some() {
             return false;
         }
         let Some(existing) = Existing::open(dir, &entry.name).filter(|file| file.len() == entry.size())
@@ -166,7 +173,12 @@ impl Worker {
         file.end_region()
     }
 
-    fn small_file(&mut self, dir: &Dir, entry: &Entry, fetched: &HashMap<ChunkId, Fetched>) -> Result<()> {
+    fn small_file(
+        &mut self,
+        dir: &Arc<Dir>,
+        entry: &Entry,
+        fetched: &HashMap<ChunkId, Fetched>,
+    ) -> Result<()> {
         let chunks = inline(entry);
         // Before the file is made: one whose only chunk is damaged leaves no trace.
         if let [first, ..] = chunks {
@@ -175,19 +187,25 @@ impl Worker {
                 .open_data(first, fetched.get(&first.id), &mut self.raw)?;
         }
         let (file, temporary) = dir.create_file(&entry.name)?;
+        let attributes = Attributes::from(entry);
+        attributes.prepare(file.as_fd());
         let mut fill = || {
+            let mut offset = 0;
+            if entry.is_sparse {
+                rustix::fs::ftruncate(&file, entry.size())
+                    .map_err(|errno| dir.failed("size", &entry.name, errno))?;
+            }
             for (n, chunk) in chunks.iter().enumerate() {
                 if n > 0 {
                     self.reader
                         .opener()
                         .open_data(chunk, fetched.get(&chunk.id), &mut self.raw)?;
                 }
-                write_all(file.as_fd(), &self.raw)
+                write_all(file.as_fd(), offset, &self.raw, entry.is_sparse)
                     .map_err(|errno| dir.failed("write", &entry.name, errno))?;
+                offset += self.raw.len() as u64;
             }
-            Attributes::from(entry)
-                .set(file.as_fd(), &dir.target)
-                .map_err(|errno| dir.failed("set the attributes of", &entry.name, errno))?;
+            dir.set_attributes(file.as_fd(), &entry.name, &attributes)?;
             dir.settle(temporary.as_deref(), &entry.name)
         };
         let filled: Result<(), RestoreError> = fill();
@@ -196,6 +214,10 @@ impl Worker {
         dir.target.counts.bytes.fetch_add(entry.size(), Relaxed);
         dir.target.progress.add_files(1);
         dir.target.progress.add_bytes(entry.size());
+        if attributes.link.is_some() {
+            let stat = rustix::fs::fstat(&file);
+            dir.target.links.made(dir, &entry.name, &attributes, stat);
+        }
         Ok(())
     }
 }
@@ -216,12 +238,30 @@ fn inline(entry: &Entry) -> &[ChunkRef] {
     }
 }
 
-fn write_all(file: std::os::fd::BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
+/// Writes content at its place; into a file that is as long as it will be, only what is not zeros.
+fn write_all(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    content: &[u8],
+    leaves_zeros_out: bool,
+) -> rustix::io::Result<()> {
+    if leaves_zeros_out {
+        return data_ranges(offset, content)
+            .try_for_each(|range| write_at(file, offset + range.start as u64, &content[range]));
+    }
+    write_at(file, offset, content)
+}
+
+fn write_at(file: BorrowedFd<'_>, mut offset: u64, mut bytes: &[u8]) -> rustix::io::Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(file, bytes) {
+        match rustix::io::pwrite(file, bytes, offset) {
             Err(rustix::io::Errno::INTR) => {}
             Ok(0) => return Err(rustix::io::Errno::NOSPC),
-            outcome => bytes = &bytes[outcome?..],
+            outcome => {
+                let len = outcome?;
+                offset += len as u64;
+                bytes = &bytes[len..];
+            }
         }
     }
     Ok(())

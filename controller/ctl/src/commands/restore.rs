@@ -50,6 +50,7 @@ struct Restored {
     removed_paths: Vec<String>,
     mounts_kept: u64,
     owners_kept: u64,
+    attributes_left: u64,
     problems_count: u64,
     problems: Vec<Failed>,
 }
@@ -161,6 +162,7 @@ fn finish(
         removed,
         mounts_kept,
         owners_kept,
+        attributes_left,
         problems,
     } = report;
     let restored = Restored {
@@ -176,6 +178,7 @@ fn finish(
         removed_paths,
         mounts_kept,
         owners_kept,
+        attributes_left,
         problems_count: problems.count,
         problems: problems
             .listed
@@ -217,6 +220,11 @@ fn finish(
     }
     if owners_kept > 0 {
         eprintln!("note: {owners_kept} entries belong to you, because only root can give files to others");
+    }
+    if attributes_left > 0 {
+        eprintln!(
+            "note: {attributes_left} entries lack extended attributes or flags, because only root can set them or the target's file system has none"
+        );
     }
     match restored.problems_count {
         0 => Ok(()),
