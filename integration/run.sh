@@ -141,6 +141,12 @@ run_bench() {
 run_tests() {
     need_fuse
     need mount mount
+    # Independent tools that restores of metadata are compared with.
+    need rsync rsync
+    need setfacl acl
+    need setcap libcap2-bin
+    need getfattr attr
+    need chattr e2fsprogs
     if [ "$mode" = long ]; then export HOLDFAST_LONG=1; fi
     step "format" cargo fmt --all --check
     step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
