@@ -251,7 +251,7 @@ fn all_metadata_comes_back() {
     let targets: Vec<_> = (1..=3)
         .map(|n| cluster.dir().join(format!("target-{n}")))
         .collect();
-    let _freed = Freed([&[root.clone()], &targets[..]].concat());
+    let _freed = Freed([std::slice::from_ref(&root), &targets[..]].concat());
     fs::create_dir(&root).unwrap();
     make_tree(&root);
     let _socket = UnixListener::bind(root.join("socket")).unwrap();

@@ -143,7 +143,10 @@ fn the_controllers_own_state_has_no_space() {
         let stopped = scenario.cluster.controller().exited().is_some();
         (stopped || asking.try_wait().unwrap().is_some()).then_some(())
     });
-    assert!(refused.is_some(), "a controller without space neither works nor stops");
+    assert!(
+        refused.is_some(),
+        "a controller without space neither works nor stops"
+    );
     fs::remove_file(&hog).unwrap();
     scenario.cluster.kill_controller();
     scenario.cluster.start_controller(None);

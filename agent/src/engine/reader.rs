@@ -422,6 +422,9 @@ mod tests {
         assert!(!is_rewritten_in_place(b""));
         assert!(is_image_like(64 << 20, &[0; 1024]));
         assert!(!is_image_like((64 << 20) + 512, &[0; 1024]));
-        assert!(!is_image_like(64 << 20, "one line of text\n\tand another\r\n".as_bytes()));
+        assert!(!is_image_like(
+            64 << 20,
+            "one line of text\n\tand another\r\n".as_bytes()
+        ));
     }
 }

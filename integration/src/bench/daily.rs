@@ -38,8 +38,13 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
     holdfast.prepare()?;
     holdfast.backup(Step::First)?;
     let mut days = Vec::new();
-    println!("{} MB image, 1 % of its pages rewritten each day", spec.bytes() / 1_000_000);
-    println!("| day | changed MB | stored MB a day, since the row before | backup s | restore s |\n| --- | --- | --- | --- | --- |");
+    println!(
+        "{} MB image, 1 % of its pages rewritten each day",
+        spec.bytes() / 1_000_000
+    );
+    println!(
+        "| day | changed MB | stored MB a day, since the row before | backup s | restore s |\n| --- | --- | --- | --- | --- |"
+    );
     let mut reported = 0;
     for day in 1..=DAYS {
         let changed = image::rewrite(spec, &source, 0.01, day)?;
@@ -70,7 +75,10 @@ fn restore(holdfast: &mut Holdfast, below: &Path, source: &Path) -> anyhow::Resu
     let to = below.join("to");
     fs::create_dir_all(&to)?;
     let (cost, restored) = holdfast.restore(&to)?;
-    let same = std::process::Command::new("cmp").arg(source).arg(&restored).status()?;
+    let same = std::process::Command::new("cmp")
+        .arg(source)
+        .arg(&restored)
+        .status()?;
     anyhow::ensure!(same.success(), "the restore differs from the image");
     fs::remove_dir_all(&to)?;
     Ok(cost.wall_s)

@@ -103,7 +103,10 @@ pub fn run(plan: &Plan) -> anyhow::Result<Report> {
     let largest = sets.iter().map(Data::bytes_needed).max().unwrap_or(0);
     let place = Place::take(plan, largest)?;
     let mut report = Report::new(plan);
-    for data in sets.iter().filter(|set| plan.data.iter().any(|name| name == set.name())) {
+    for data in sets
+        .iter()
+        .filter(|set| plan.data.iter().any(|name| name == set.name()))
+    {
         let source = place.dir.join(data.name());
         println!("making the {} …", data.name());
         let bytes = data.make(&source)?;

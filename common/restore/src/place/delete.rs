@@ -29,9 +29,11 @@ use std::{
     },
 };
 
+type Tell = dyn Fn(&[u8], bool) + Send + Sync;
+
 /// Who is told of removals.
 #[derive(Clone, Default)]
-pub struct OnRemoval(Option<Arc<dyn Fn(&[u8], bool) + Send + Sync>>);
+pub struct OnRemoval(Option<Arc<Tell>>);
 
 impl OnRemoval {
     /// Calls `tell` with each path below the target, which begins with a slash, and whether it is a directory;
@@ -214,7 +216,8 @@ impl<'c> Cleaner<'c> {
             return Ok(());
         }
         // Names in order, and the nodes of those that are directories.
-        let (mut known, mut nodes): (Vec<Box<[u8]>>, Vec<(usize, ChunkId)>) = Default::default();
+        let mut known: Vec<Box<[u8]>> = Vec::new();
+        let mut nodes: Vec<(usize, ChunkId)> = Vec::new();
         let read = tree::entries(self.opener, node, 1, &mut |entry| {
             if let EntryKind::Dir { node, .. } = entry.kind {
                 nodes.push((known.len(), node));

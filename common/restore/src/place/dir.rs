@@ -118,12 +118,7 @@ impl Dir {
             self.target.note_file_system(handle.as_fd());
         }
         self.target.counts.dirs.fetch_add(1, Relaxed);
-        let dir = Self::held(
-            handle,
-            (path, self.above),
-            Some(entry.into()),
-            &self.target,
-        );
+        let dir = Self::held(handle, (path, self.above), Some(entry.into()), &self.target);
         Ok(if made.is_err() { dir.tidied() } else { dir })
     }
 

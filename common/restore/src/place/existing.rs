@@ -60,8 +60,7 @@ impl Existing {
     /// Gives it the attributes that it should have, if it may stay as it is otherwise.
     pub(super) fn settle(&self, attributes: &Attributes, target: &Target) -> bool {
         self.is_ours(attributes, target)
-            && (self.has(attributes, target)
-                || matches!(attributes.set(self.file.as_fd(), target), Ok(None)))
+            && (self.has(attributes, target) || matches!(attributes.set(self.file.as_fd(), target), Ok(None)))
     }
 
     /// Whether its attributes were right when it was opened.

@@ -91,15 +91,13 @@ impl Target {
         let root = fs::open(path, flags, Mode::empty()).map_err(|e| failed("open the target", e.into()))?;
         if in_place {
             // Two of them would take each other's files for left over.
-            match fs::flock(&root, fs::FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(RestoreError::Target {
-                        target: shown,
-                        reason: "another restore is working in it; wait for its end",
-                    });
-                }
-                // Some network file systems have no locks.
-                Ok(()) | Err(_) => {}
+            let locked = fs::flock(&root, fs::FlockOperation::NonBlockingLockExclusive);
+            // Any other error: some network file systems have no locks.
+            if locked == Err(Errno::WOULDBLOCK) {
+                return Err(RestoreError::Target {
+                    target: shown,
+                    reason: "another restore is working in it; wait for its end",
+                });
             }
         } else {
             let entries = fs::Dir::read_from(&root).map_err(|e| failed("list the target", e.into()))?;

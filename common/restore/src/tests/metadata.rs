@@ -426,7 +426,7 @@ async fn blocks_of_zeros_of_sparse_files_are_holes() {
     let mut content = vec![0; 3 << 20];
     content[1_500_000..1_500_010].copy_from_slice(b"an island!");
     let mut repo = Repo::new();
-    let mut sparse = |repo: &mut Repo, content: &[u8]| holdfast_repo::Entry {
+    let sparse = |repo: &mut Repo, content: &[u8]| holdfast_repo::Entry {
         is_sparse: true,
         ..repo.entry(b"", &file(content))
     };
