@@ -109,7 +109,9 @@ fn files(dir: &Path, ending: &str, found: &mut Vec<PathBuf>) {
         let (path, name) = (entry.path(), entry.file_name());
         let name = name.to_string_lossy();
         if entry.file_type().unwrap().is_dir() {
-            if name != "target" && !name.starts_with('.') {
+            // Fuzz targets are workspaces of their own, but sources like others.
+            let is_other_workspace = name == "fuzz" && ending == "Cargo.toml";
+            if name != "target" && !name.starts_with('.') && !is_other_workspace {
                 files(&path, ending, found);
             }
         } else if name.ends_with(ending) {
