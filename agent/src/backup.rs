@@ -218,7 +218,7 @@ impl Run<'_> {
                 .map(|(root, _)| root.sealed.trees.clone())
                 .unwrap_or_default(),
             workers: context.config.pipeline.workers(),
-            level: context.config.pipeline.level(),
+            levels: context.config.pipeline.levels(),
             missing,
         };
         let caches = context.state.caches(&self.source.source);

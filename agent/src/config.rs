@@ -1,12 +1,19 @@
 //! `agent.toml`: where state is, and what this host allows, whatever a controller asks.
 
-use crate::error::{AgentError, Result};
+use crate::{
+    engine::Levels,
+    error::{AgentError, Result},
+};
 use holdfast_net::telemetry::TelemetryConfig;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// The default zstd level: the one at which size and speed both pay (measured by the bench).
-pub const DEFAULT_LEVEL: i32 = 3;
+/// zstd levels unless one is named: those at which size and speed both pay (measured by the bench). Databases
+/// and disk images gain little by more effort and are large.
+pub const DEFAULT_LEVELS: Levels = Levels {
+    content: 3,
+    segments: 1,
+};
 /// zstd levels that are accepted: beyond 19 memory is no longer bounded as promised.
 const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 /// Most worker threads: each holds buffers.
@@ -41,7 +48,7 @@ pub struct Pipeline {
     /// Threads that read, hash, compress and seal; cores + 1 when absent, since one waits for
     /// the network.
     pub workers: Option<usize>,
-    /// zstd level.
+    /// zstd level for everything.
     pub level: Option<i32>,
 }
 
@@ -53,10 +60,13 @@ impl Pipeline {
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get()) + 1)
     }
 
-    /// zstd level.
+    /// zstd levels.
     #[must_use]
-    pub fn level(&self) -> i32 {
-        self.level.unwrap_or(DEFAULT_LEVEL)
+    pub fn levels(&self) -> Levels {
+        self.level.map_or(DEFAULT_LEVELS, |level| Levels {
+            content: level,
+            segments: level,
+        })
     }
 }
 
@@ -89,7 +99,7 @@ impl Config {
         if !(1..=WORKERS_MAX).contains(&self.pipeline.workers()) {
             return Err(format!("pipeline.workers must be 1 to {WORKERS_MAX}"));
         }
-        if !LEVELS.contains(&self.pipeline.level()) {
+        if self.pipeline.level.is_some_and(|level| !LEVELS.contains(&level)) {
             return Err(format!(
                 "pipeline.level must be {} to {}",
                 LEVELS.start(),

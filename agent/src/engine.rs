@@ -54,10 +54,20 @@ pub struct Settings {
     pub parent: Vec<RootTree>,
     /// Threads; at least 1.
     pub workers: usize,
-    /// zstd level.
-    pub level: i32,
+    /// How hard to compress.
+    pub levels: Levels,
     /// Chunks that the controllers turned out not to have although we thought so.
     pub missing: HashSet<ChunkId>,
+}
+
+/// zstd levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Levels {
+    /// Of what is cut by its content, and of nodes.
+    pub content: i32,
+    /// Of whole segments of files that are rewritten in place. What is rewritten later is stored as patches at
+    /// the other level.
+    pub segments: i32,
 }
 
 /// What earlier runs left on this host; both may be empty.

@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod command;
+mod database;
 pub mod dump;
 pub mod keys;
 pub mod kv;

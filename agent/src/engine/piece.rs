@@ -78,7 +78,10 @@ impl Piece {
             });
             offset += u64::from(*len);
         }
-        sink.store_chunks(shared, &whole)?;
+        match self.strategy {
+            Strategy::Fixed => sink.store_segments(shared, &whole)?,
+            Strategy::ContentDefined => sink.store_chunks(shared, &whole)?,
+        }
         Ok(drafts)
     }
 

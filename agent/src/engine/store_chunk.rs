@@ -48,7 +48,7 @@ impl Sink {
     pub fn new(shared: &Shared) -> Result<Self> {
         let keys = &shared.settings.keys;
         Ok(Self {
-            sealer: Sealer::new(Arc::clone(keys), shared.settings.level)?,
+            sealer: Sealer::new(Arc::clone(keys), shared.settings.levels.content)?,
             opener: Opener::new(Arc::clone(keys))?,
             raw: Vec::new(),
             arena: Vec::new(),
@@ -58,6 +58,15 @@ impl Sink {
 
     /// Stores those of the chunks that are not stored yet.
     pub fn store_chunks(&mut self, shared: &Shared, chunks: &[(ChunkId, &[u8])]) -> Result<()> {
+        self.store_at(shared, shared.settings.levels.content, chunks)
+    }
+
+    /// The same for whole segments of a file that is rewritten in place.
+    pub fn store_segments(&mut self, shared: &Shared, chunks: &[(ChunkId, &[u8])]) -> Result<()> {
+        self.store_at(shared, shared.settings.levels.segments, chunks)
+    }
+
+    fn store_at(&mut self, shared: &Shared, level: i32, chunks: &[(ChunkId, &[u8])]) -> Result<()> {
         let first: Vec<_> = chunks.iter().filter(|(id, _)| shared.seen.first(id)).collect();
         if first.is_empty() {
             return Ok(());
@@ -69,6 +78,7 @@ impl Sink {
                 continue;
             }
             shared.check_cancelled()?;
+            self.sealer.set_level(level)?;
             let blob = self.sealer.seal_data(*id, raw)?;
             shared.packer.push(&blob, shared.remote.as_ref(), &shared.stats)?;
             add(&shared.stats.chunks_new, 1);
@@ -84,6 +94,7 @@ impl Sink {
         if kept && !shared.distrust_cache || !shared.seen.first(&id) {
             return Ok(());
         }
+        self.sealer.set_level(shared.settings.levels.content)?;
         let blob = self.sealer.seal_node(node)?;
         shared.nodes.put(&id, &[blob.header_bytes, blob.sealed])?;
         shared.packer.push(&blob, shared.remote.as_ref(), &shared.stats)

@@ -83,7 +83,10 @@ impl Host {
             selection: Arc::new(Selection::open(spec, &allow, &[self.state.path().to_owned()]).unwrap()),
             parent: self.parent.clone(),
             workers: 4,
-            level: 3,
+            levels: holdfast_agent::engine::Levels {
+                content: 3,
+                segments: 1,
+            },
             missing,
         };
         let stats = Arc::new(Stats::default());

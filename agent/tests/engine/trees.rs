@@ -171,7 +171,10 @@ fn a_cancelled_run_ends_with_an_error() {
         selection: Arc::new(Selection::open(&spec(dir.path()), &["/".into()], &[]).unwrap()),
         parent: Vec::new(),
         workers: 2,
-        level: 3,
+        levels: holdfast_agent::engine::Levels {
+            content: 3,
+            segments: 1,
+        },
         missing: HashSet::new(),
     };
     let caches = Caches::open(&host.state.path().join("source.cache"), false).unwrap();

@@ -23,6 +23,7 @@ const COMPRESS_MIN: usize = 48;
 pub struct Sealer {
     keys: Arc<VaultKeys>,
     compressor: Compressor<'static>,
+    level: i32,
     /// Sealed part under construction: nonce, raw length, content, tag.
     scratch: Vec<u8>,
     header: Vec<u8>,
@@ -49,9 +50,23 @@ impl Sealer {
         Ok(Self {
             keys,
             compressor,
+            level,
             scratch: Vec::new(),
             header: Vec::new(),
         })
+    }
+
+    /// The zstd level from the next chunk on.
+    ///
+    /// # Errors
+    /// `Primitive` when zstd refuses it.
+    pub fn set_level(&mut self, level: i32) -> Result<(), RepoError> {
+        if level != self.level {
+            let set = self.compressor.set_compression_level(level);
+            set.map_err(|_| RepoError::Primitive("the compressor"))?;
+            self.level = level;
+        }
+        Ok(())
     }
 
     /// Seals a data chunk whose id was computed before.
@@ -196,14 +211,22 @@ impl Opener {
         let (nonce, body) = sealed
             .split_first_chunk::<NONCE_LEN>()
             .ok_or(RepoError::NotAuthentic(expected))?;
+        let (body, tag) = body
+            .split_last_chunk::<TAG_LEN>()
+            .ok_or(RepoError::NotAuthentic(expected))?;
         let key = self.keys.blob_key(header.epoch, expected.as_bytes())?;
-        self.plain.clear();
-        self.plain.extend_from_slice(body);
-        let plain = cipher(&key)?
-            .open_in_place(
+        // It only grows: clearing what is written over anyway takes as long as decrypting it.
+        if self.plain.len() < body.len() {
+            self.plain.resize(body.len(), 0);
+        }
+        let plain = &mut self.plain[..body.len()];
+        cipher(&key)?
+            .open_separate_gather(
                 Nonce::assume_unique_for_key(*nonce),
                 Aad::from(head),
-                &mut self.plain,
+                body,
+                tag,
+                plain,
             )
             .map_err(|_| RepoError::NotAuthentic(expected))?;
         let (raw_len, coded) = plain
@@ -220,12 +243,11 @@ impl Opener {
         match header.codec {
             Codec::Raw => raw.extend_from_slice(coded),
             Codec::Zstd => {
-                raw.resize(raw_len, 0);
-                let len = self
-                    .decompressor
-                    .decompress_to_buffer(coded, raw.as_mut_slice())
+                raw.reserve_exact(raw_len);
+                // Into the room behind its end; what is more than `raw_len` is refused below.
+                self.decompressor
+                    .decompress_to_buffer(coded, raw)
                     .map_err(|_| crate::error::malformed("a blob", "its content does not decompress"))?;
-                raw.truncate(len);
             }
         }
         if raw.len() != raw_len {

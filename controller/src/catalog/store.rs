@@ -5,7 +5,10 @@
 //! rebuilt from the Raft snapshot and log, which are durable. Values over 4 KiB would go to files
 //! that sled never syncs, so longer ones are split.
 
-use super::kv::{CatalogHash, Read, Row};
+use super::{
+    database::open_unlocked,
+    kv::{CatalogHash, Read, Row},
+};
 use crate::{
     error::{Error, Result},
     raft::types::{LogId, Membership},
@@ -19,8 +22,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Bytes that sled may keep in memory.
-const CACHE_BYTES: u64 = 64 << 20;
 /// Key of what was applied. Keys of records begin at 0x10.
 const STATE_KEY: &[u8] = &[0];
 /// First byte of the keys of split values' parts.
@@ -88,17 +89,13 @@ impl CatalogStore {
     }
 
     fn open_checked(dir: &Path) -> Result<Self> {
-        let db = sled::Config::new()
-            .path(dir)
-            .cache_capacity(CACHE_BYTES)
-            .open()
-            .map_err(|e| match e {
-                // Another process or a full disk: the data may be well.
-                sled::Error::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => {
-                    Error::io("open the catalog in", dir, e)
-                }
-                other => damaged(dir, &other.to_string()),
-            })?;
+        let db = open_unlocked(dir).map_err(|e| match e {
+            // Another process or a full disk: the data may be well.
+            sled::Error::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => {
+                Error::io("open the catalog in", dir, e)
+            }
+            other => damaged(dir, &other.to_string()),
+        })?;
         let tree = db
             .open_tree("catalog")
             .map_err(|e| damaged(dir, &e.to_string()))?;

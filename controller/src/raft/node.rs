@@ -169,6 +169,10 @@ impl Node {
         if let Err(e) = self.catalog.raft().shutdown().await {
             tracing::warn!(error = %e, "the Raft node did not stop in order");
         }
+        // They hold the catalog until they are gone.
+        for task in self.tasks {
+            let _ = task.await;
+        }
     }
 }
 
