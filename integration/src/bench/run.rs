@@ -61,11 +61,11 @@ impl Plan {
     }
 }
 
-/// Runs the plan.
+/// Runs the plan and prints the table, before it removes the data, which can take minutes.
 ///
 /// # Errors
 /// A tool is missing or fails, space is short, or a restore differs from its source.
-pub fn run(plan: &Plan) -> anyhow::Result<Report> {
+pub fn run(plan: &Plan) -> anyhow::Result<()> {
     let mut sets = Data::all(plan);
     sets.retain(|set| plan.data.iter().any(|name| name == set.name()));
     if sets.len() != plan.data.len() {
@@ -115,7 +115,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Report> {
             .clock
             .round_is_over(&format!("round {} of {}", round + 1, plan.rounds));
     }
-    Ok(bench.report)
+    println!("\n{}\nJSON: {}", bench.report.table(), plan.json.display());
+    Ok(())
 }
 
 fn tools(names: &[String], source: &Path, dir: &Path) -> anyhow::Result<Vec<Box<dyn Tool>>> {

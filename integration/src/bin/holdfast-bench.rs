@@ -41,7 +41,5 @@ fn main() -> anyhow::Result<()> {
         plan.scale,
         plan.data.join(", ")
     );
-    let report = run::run(&plan)?;
-    println!("\n{}\nJSON: {}", report.table(), plan.json.display());
-    Ok(())
+    run::run(&plan)
 }
