@@ -5,22 +5,28 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: integration/run.sh [--long | --bench] [--no-install]
+usage: integration/run.sh [--long | --bench | --fuzz] [--no-install]
 
   (nothing)     format, lints, documentation and tests with short counts
   --long        the same with the long counts (HOLDFAST_LONG=1) and cargo-deny
-  --bench       the bench against restic, borg, rustic, rsync and tar|zstd; nothing else
+  --bench       the bench against restic, borg, rustic, rsync, cp and tar|zstd; nothing else
+  --fuzz        each fuzz target from its committed corpus, one after the other; needs a nightly Rust
   --no-install  fail instead of installing what is missing
 
 Environment: CARGO_TARGET_DIR is honoured. HOLDFAST_SEED repeats a seeded test run.
-             HOLDFAST_BENCH_ROUNDS (3), HOLDFAST_BENCH_SCALE (1.0), HOLDFAST_BENCH_DIR,
-             HOLDFAST_BENCH_JSON, HOLDFAST_BENCH_TOOLS, HOLDFAST_BENCH_DATA, HOLDFAST_BENCH_LEVEL change the bench.
+             HOLDFAST_BENCH_ROUNDS (3), HOLDFAST_BENCH_SCALE (1.0), HOLDFAST_BENCH_DIR, HOLDFAST_BENCH_JSON,
+             HOLDFAST_BENCH_MINUTES (60: no round is begun that would end later), HOLDFAST_BENCH_TOOLS,
+             HOLDFAST_BENCH_LEVEL and HOLDFAST_BENCH_DATA (tree,image,text; also many, or daily alone) change the bench.
+             HOLDFAST_FUZZ_SECONDS (300) per target, HOLDFAST_FUZZ_TARGETS (all) change the fuzzing.
 TEXT
 }
 
 # Pinned, so that a bench of next year measures the same peer.
 readonly RUSTIC_VERSION=0.11.4
 readonly CARGO_DENY_VERSION=0.20.2
+readonly CARGO_FUZZ_VERSION=0.13.2
+# Workspaces of their own, with lock files of their own.
+readonly FUZZ_WORKSPACES="common/repo/fuzz integration/fuzz"
 
 mode=ci
 install=yes
@@ -28,6 +34,7 @@ for argument in "$@"; do
     case $argument in
         --long) mode=long ;;
         --bench) mode=bench ;;
+        --fuzz) mode=fuzz ;;
         --no-install) install=no ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
@@ -113,12 +120,42 @@ check_licences() {
             --root "$CARGO_TARGET_DIR/tools"
         PATH=$CARGO_TARGET_DIR/tools/bin:$PATH
     fi
-    step "bans, licences, sources" cargo deny --workspace check bans licenses sources
+    local checks="bans licenses sources" workspace
     if cargo deny fetch db >/dev/null 2>&1; then
-        step "advisories" cargo deny --workspace check advisories
+        checks="$checks advisories"
     else
         printf '\n=== advisories: the database cannot be reached from here, not checked\n'
     fi
+    # shellcheck disable=SC2086 # several words on purpose
+    for workspace in . $FUZZ_WORKSPACES; do
+        step "what $workspace links" cargo deny --locked --manifest-path "$workspace/Cargo.toml" \
+            --config "$root/deny.toml" --workspace check $checks
+    done
+}
+
+run_fuzz() {
+    cargo +nightly --version >/dev/null 2>&1 || fail "fuzzing needs a nightly Rust: rustup toolchain install nightly"
+    local tools=$CARGO_TARGET_DIR/tools workspace target
+    if ! "$tools/bin/cargo-fuzz" --version 2>/dev/null | grep -qF "$CARGO_FUZZ_VERSION"; then
+        [ "$install" = yes ] || fail "cargo-fuzz $CARGO_FUZZ_VERSION is missing, and --no-install was given"
+        step "install cargo-fuzz" cargo install cargo-fuzz --version "=$CARGO_FUZZ_VERSION" --locked --force --root "$tools"
+    fi
+    PATH=$tools/bin:$PATH
+    export RUSTUP_TOOLCHAIN=nightly CARGO_TARGET_DIR=$CARGO_TARGET_DIR/fuzz
+    for workspace in $FUZZ_WORKSPACES; do
+        for target in $(cargo fuzz list --fuzz-dir "$workspace"); do
+            case " ${HOLDFAST_FUZZ_TARGETS:-$target} " in *" $target "*) ;; *) continue ;; esac
+            # What is new goes to a directory of its own: the committed corpus is small and stays so.
+            mkdir -p "$CARGO_TARGET_DIR/corpus/$target"
+            local words=()
+            if [ -f "$workspace/$target.dict" ]; then words=(-dict="$workspace/$target.dict"); fi
+            # No address sanitizer: there is no unsafe code of ours, and without it more is tried.
+            step "fuzz $target" cargo fuzz run -s none --fuzz-dir "$workspace" "$target" \
+                "$CARGO_TARGET_DIR/corpus/$target" "$workspace/corpus/$target" -- \
+                -max_total_time="${HOLDFAST_FUZZ_SECONDS:-300}" -rss_limit_mb=2048 -timeout=10 \
+                -max_len=8192 -print_final_stats=1 "${words[@]}"
+        done
+    done
 }
 
 run_bench() {
@@ -169,5 +206,9 @@ printf 'integration/run.sh: mode %s, %s, %s cores, target directory %s\n' \
     "$mode" "$(id -un)" "$(nproc)" "$CARGO_TARGET_DIR"
 need_rust
 need cc gcc
-if [ "$mode" = bench ]; then run_bench; else run_tests; fi
+case $mode in
+    bench) run_bench ;;
+    fuzz) run_fuzz ;;
+    *) run_tests ;;
+esac
 printf '\nintegration/run.sh: %s passed in %d s\n' "$mode" $((SECONDS - began))

@@ -4,5 +4,7 @@ pub mod daily;
 pub mod measure;
 pub mod ours;
 pub mod peers;
+mod place;
 pub mod report;
 pub mod run;
+mod sets;

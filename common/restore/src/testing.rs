@@ -4,8 +4,8 @@ use crate::{BlobSource, Fetched, Snapshot, StoreSource};
 use bytes::Bytes;
 use holdfast_core::{ChunkId, PackId, SnapshotId, StoreId, VaultId};
 use holdfast_repo::{
-    Attributes, ChunkRef, Content, DirBuilder, Entry, EntryKind, FileBuilder, NodeDraft, PackWriter, Root,
-    RootClear, RootSealed, RootTree, Sealer, SigningKey, Strategy, Timestamp, VaultKeys,
+    Attributes, ChunkRef, Content, DirBuilder, Entry, EntryKind, FileBuilder, Kind, Link, Links, NodeDraft,
+    PackWriter, Root, RootClear, RootSealed, RootTree, Sealer, SigningKey, Strategy, Timestamp, VaultKeys,
 };
 use holdfast_store::{MemStore, ObjectName, Store};
 use std::{
@@ -32,6 +32,23 @@ pub enum Item {
     More(Box<Item>, u64, Attributes),
     /// An entry as it is, for what no honest agent writes.
     Raw(EntryKind),
+}
+
+/// What stands under a name in a directory that no builder makes.
+#[derive(Debug, Clone)]
+pub enum Crafted {
+    EmptyFile,
+    Link(Vec<u8>),
+    Dir(ChunkId),
+}
+
+/// A directory of one file, whose node is this.
+pub fn dir_of(node: ChunkId) -> Item {
+    Item::Raw(EntryKind::Dir {
+        node,
+        files: 1,
+        bytes: 0,
+    })
 }
 
 pub fn dir<const N: usize>(items: [(&str, Item); N]) -> Item {
@@ -121,6 +138,50 @@ impl Repo {
         let id = draft.id;
         self.nodes.push(&self.sealer.seal_node(draft).unwrap());
         id
+    }
+
+    /// A directory node that no builder makes: whatever names, in this order.
+    pub fn crafted(&mut self, entries: &[(&[u8], Crafted)]) -> ChunkId {
+        let mut payload = vec![1, 0, entries.len() as u8];
+        let mut links = Links::default();
+        for (name, what) in entries {
+            // Lengths are varints; these are below 2^14.
+            if name.len() > 127 {
+                payload.extend([name.len() as u8 | 0x80, (name.len() >> 7) as u8]);
+            } else {
+                payload.push(name.len() as u8);
+            }
+            payload.extend_from_slice(name);
+            payload.push(match what {
+                Crafted::EmptyFile => 0,
+                Crafted::Dir(_) => 1,
+                Crafted::Link(_) => 2,
+            });
+            payload.extend_from_slice(&[0, 0x40, 0, 0, 0, 0, 0, 0, 1]);
+            match what {
+                Crafted::EmptyFile => payload.extend_from_slice(&[0, 0, 0]),
+                Crafted::Dir(id) => {
+                    payload.extend_from_slice(&[0, 0]);
+                    links.0.push(Link {
+                        id: *id,
+                        is_node: true,
+                    });
+                }
+                Crafted::Link(target) => {
+                    payload.push(target.len() as u8);
+                    payload.extend_from_slice(target);
+                }
+            }
+            payload.push(0);
+        }
+        let mut section = Vec::new();
+        links.encode_into(&mut section);
+        self.node(NodeDraft {
+            id: self.keys.node_id(Kind::Dir, &section, &payload),
+            kind: Kind::Dir,
+            links,
+            payload,
+        })
     }
 
     fn end_packs(&mut self) {

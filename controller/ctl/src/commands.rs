@@ -8,6 +8,7 @@ mod browse;
 mod compare;
 mod data;
 mod doctor;
+mod gather;
 mod gc;
 mod get;
 mod init;

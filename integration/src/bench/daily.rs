@@ -5,7 +5,8 @@
 use super::{
     ours::Holdfast,
     peers::{Step, Tool as _},
-    run::{Place, Plan},
+    place::Place,
+    run::Plan,
 };
 use crate::dataset::image;
 use std::{fs, path::Path, time::Instant};
@@ -31,7 +32,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
         seed: plan.seed,
         pages: ((image::Spec::large(0).pages as f64 * plan.scale / 4.0) as u64).max(8192),
     };
-    let place = Place::take(plan, spec.bytes())?;
+    let place = Place::take(plan, spec.bytes(), spec.bytes())?;
     let source = place.dir.join("image");
     image::make(spec, &source)?;
     let mut holdfast = Holdfast::new(&source, &place.dir);

@@ -1,4 +1,4 @@
-//! The peers as their users call them: encrypted, at their defaults; and two plain copies as limits.
+//! The peers as their users call them: encrypted, at their defaults; and plain copies as limits.
 
 use super::measure::{self, Cost};
 use anyhow::{Context as _, bail};
@@ -40,7 +40,7 @@ pub enum Step {
 }
 
 /// Peers by name.
-pub const PEERS: &[&str] = &["restic", "borg", "rustic", "rsync", "tar-zstd"];
+pub const PEERS: &[&str] = &["restic", "borg", "rustic", "rsync", "cp", "tar-zstd"];
 
 /// A peer or limit for one source, with its files below `dir`.
 #[derive(Debug)]
@@ -124,7 +124,11 @@ impl Peer {
         command.args(["-a", "--delete", "--stats"]);
         if step == Step::Changed && self.source.is_file() {
             // Between two disks rsync copies whole files; this is what it would do over a wire.
-            command.args(["--no-whole-file", "--inplace"]);
+            command.arg("--no-whole-file");
+            if self.source_name() == Path::new("image") {
+                // Pages stay in their places; where content moves, writing in place destroys what it needs.
+                command.arg("--inplace");
+            }
         }
         command.arg(self.source_name()).arg(&self.repo);
         let cost = self.measure(command)?;
@@ -144,7 +148,7 @@ impl Tool for Peer {
     }
 
     fn is_limit(&self) -> bool {
-        matches!(self.name, "rsync" | "tar-zstd")
+        matches!(self.name, "rsync" | "cp" | "tar-zstd")
     }
 
     fn prepare(&mut self) -> anyhow::Result<()> {
@@ -198,6 +202,8 @@ impl Tool for Peer {
                 command
             }
             "rsync" => return self.rsync(step).map(Some),
+            // A limit for restores alone.
+            "cp" => return Ok(None),
             _ if step == Step::First => self.shell("tar -cf - \"$SOURCE\" | zstd -q -3 -T2 -o \"$ARCHIVE\""),
             _ => return Ok(None),
         };
@@ -227,6 +233,11 @@ impl Tool for Peer {
             "rsync" => {
                 let mut command = self.command("rsync");
                 command.arg("-a").arg(self.repo.join(self.source_name())).arg(to);
+                command
+            }
+            "cp" => {
+                let mut command = self.command("cp");
+                command.args(["-a", "--sparse=auto"]).arg(&self.source).arg(to);
                 command
             }
             _ => {

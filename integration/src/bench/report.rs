@@ -1,18 +1,20 @@
 //! What came of it: a table for people, JSON for comparison with later runs.
 
 use super::{measure::Cost, run::Plan};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
+    path::Path,
     process::Command,
 };
 
 /// Which measurement it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// `tree` or `image`.
+    /// `tree`, `image`, `text` or `many`.
     pub data: &'static str,
     /// What was done.
     pub step: &'static str,
@@ -38,6 +40,8 @@ pub struct Report {
     pub sources: BTreeMap<String, u64>,
     /// What peers' restores lost.
     pub remarks: BTreeSet<String>,
+    /// Rounds that were finished.
+    pub rounds_done: usize,
     rounds: usize,
     scale: f64,
     seed: u64,
@@ -52,10 +56,11 @@ impl Report {
             rows: Vec::new(),
             sources: BTreeMap::new(),
             remarks: BTreeSet::new(),
+            rounds_done: 0,
             rounds: plan.rounds,
             scale: plan.scale,
             seed: plan.seed,
-            tools: plan.tools.clone(),
+            tools: plan.tools_named(),
         }
     }
 
@@ -99,26 +104,30 @@ impl Report {
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = String::from(
-            "| data | step | tool | wall s, median (min–max) | against holdfast | CPU s | stored MB | stored / changed | peak RSS MiB |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+            "| data | step | tool | wall s, median (min–max) | time against holdfast | CPU s | stored MB | stored against holdfast | stored / changed | peak RSS MiB |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         );
         for (data, step, entries) in self.groups() {
             let ours = entries
                 .iter()
                 .find(|entry| entry.0.tool == "holdfast")
-                .map(|entry| entry.1.wall());
+                .map(|entry| &entry.1);
             for (row, measured) in entries {
                 let (low, high) = measured.wall_range();
-                let ratio = ours.map_or_else(|| "–".into(), |ours| format!("{:.2}×", measured.wall() / ours));
+                let shown = |ratio: Option<f64>| ratio.map_or_else(|| "–".into(), |r| format!("{r:.2}×"));
                 let stored = measured
                     .stored()
                     .map_or_else(|| "–".into(), |b| format!("{:.1}", b / 1e6));
                 let share = measured
                     .changed_ratio()
                     .map_or_else(|| "–".into(), |r| format!("{r:.2}"));
+                let (slower, larger) = (
+                    shown(measured.wall_against(ours)),
+                    shown(measured.stored_against(ours)),
+                );
                 let _ = writeln!(
                     text,
-                    "| {data} | {step} | {} | {:.2} ({low:.2}–{high:.2}) | {ratio} | {:.2} | {stored} | {share} | {} |",
+                    "| {data} | {step} | {} | {:.2} ({low:.2}–{high:.2}) | {slower} | {:.2} | {stored} | {larger} | {share} | {} |",
                     row.tool,
                     measured.wall(),
                     measured.cpu(),
@@ -137,6 +146,15 @@ impl Report {
         text
     }
 
+    /// Writes [`Report::json`].
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, path: &Path) -> anyhow::Result<()> {
+        fs::write(path, serde_json::to_vec_pretty(&self.json())?)
+            .with_context(|| format!("write {}", path.display()))
+    }
+
     /// Everything, for machines.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -145,12 +163,13 @@ impl Report {
             let ours = entries
                 .iter()
                 .find(|entry| entry.0.tool == "holdfast")
-                .map(|entry| entry.1.wall());
+                .map(|entry| &entry.1);
             for (row, measured) in entries {
                 rows.push(json!({
                     "data": data, "step": step, "tool": row.tool,
                     "wall_s": measured.wall(), "cpu_s": measured.cpu(),
-                    "wall_ratio_to_holdfast": ours.map(|ours| measured.wall() / ours),
+                    "wall_ratio_to_holdfast": measured.wall_against(ours),
+                    "stored_ratio_to_holdfast": measured.stored_against(ours),
                     "stored_bytes": measured.stored(),
                     "stored_per_changed_byte": measured.changed_ratio(),
                     "peak_rss_bytes": measured.peaks(),
@@ -159,7 +178,8 @@ impl Report {
             }
         }
         json!({
-            "machine": machine(), "versions": versions(&self.tools), "rounds": self.rounds, "scale": self.scale,
+            "machine": machine(), "versions": versions(&self.tools), "rounds": self.rounds_done,
+            "rounds_planned": self.rounds, "scale": self.scale,
             "seed": self.seed, "sources": self.sources, "remarks": self.remarks, "results": rows,
         })
     }
@@ -182,6 +202,14 @@ impl Measured {
 
     fn stored(&self) -> Option<f64> {
         (!self.stored.is_empty()).then(|| median(self.stored.iter().map(|bytes| *bytes as f64).collect()))
+    }
+
+    fn wall_against(&self, ours: Option<&Self>) -> Option<f64> {
+        Some(self.wall() / ours?.wall())
+    }
+
+    fn stored_against(&self, ours: Option<&Self>) -> Option<f64> {
+        Some(self.stored()? / ours?.stored()?)
     }
 
     fn changed_ratio(&self) -> Option<f64> {

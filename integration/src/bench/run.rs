@@ -1,19 +1,21 @@
 //! The order of the bench: every tool does a step before any does the next, in rotating order, on the same
-//! state of the same data; every restore is compared with its source.
+//! state of the same data; every restore is compared with its source. A round is all of that for all data,
+//! so that a run that is cut short has as many rounds of each.
 
 use super::{
     measure::Cost,
     ours::Holdfast,
     peers::{PEERS, Peer, Step, Tool},
+    place::{Place, remove},
     report::{Report, Row},
+    sets::Data,
 };
-use crate::{
-    dataset::{edit, image, tree as tree_set},
-    tree,
-};
+use crate::tree;
 use anyhow::{Context as _, bail};
 use std::{
+    collections::BTreeMap,
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -29,111 +31,96 @@ pub struct Plan {
     pub dir: PathBuf,
     /// Directory in memory for restores.
     pub restores: PathBuf,
-    /// Tools to measure.
-    pub tools: Vec<String>,
-    /// Data to measure: `tree`, `image`; or `daily` alone.
+    /// Tools to measure; `None` for all that suit the data.
+    pub tools: Option<Vec<String>>,
+    /// Data to measure: `tree`, `image`, `text`, `many`; or `daily` alone.
     pub data: Vec<String>,
     /// Seed of the data.
     pub seed: u64,
-    /// No round is begun after this long.
+    /// No round is begun that would end after this long, if it takes as long as the longest before it.
     pub time: Duration,
+    /// Where the report is written after each round.
+    pub json: PathBuf,
 }
 
-/// Data of one kind and how it changes.
-enum Data {
-    Tree(tree_set::Maker),
-    Image(image::Spec),
-}
-
-impl Data {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Tree(_) => "tree",
-            Self::Image(_) => "image",
+impl Plan {
+    /// Names of the tools that are measured with data of that kind.
+    fn tools_for(&self, data: &Data) -> Vec<String> {
+        match &self.tools {
+            Some(tools) => tools.clone(),
+            None if data.is_ours_alone() => vec!["holdfast".into()],
+            None => self.tools_named(),
         }
     }
 
-    fn bytes_needed(&self) -> u64 {
-        match self {
-            // Mean size of a file with some room, and five repositories of at most two thirds.
-            Self::Tree(maker) => maker.files() * 24_000,
-            Self::Image(spec) => spec.bytes(),
-        }
-    }
-
-    fn make(&self, path: &Path) -> anyhow::Result<u64> {
-        match self {
-            Self::Tree(maker) => Ok(maker.make(path)?.bytes),
-            Self::Image(spec) => image::make(*spec, path).map(|()| spec.bytes()),
-        }
-    }
-
-    /// Returns the bytes that changed.
-    fn change(&self, path: &Path, version: u64) -> anyhow::Result<u64> {
-        match self {
-            Self::Tree(maker) => Ok(edit::edit(maker, path, version)?.bytes),
-            Self::Image(spec) => image::rewrite(*spec, path, 0.01, version),
-        }
-    }
-
-    fn backups(&self) -> &'static [Step] {
-        match self {
-            Self::Tree(_) => &[Step::First, Step::Unchanged, Step::Changed],
-            Self::Image(_) => &[Step::First, Step::Changed],
-        }
+    /// Names of all tools that may be measured.
+    #[must_use]
+    pub fn tools_named(&self) -> Vec<String> {
+        let all = || ["holdfast"].iter().chain(PEERS).map(ToString::to_string);
+        self.tools.clone().unwrap_or_else(|| all().collect())
     }
 }
 
-/// Runs the plan.
+/// Runs the plan and prints the table, before it removes the data, which can take minutes.
 ///
 /// # Errors
 /// A tool is missing or fails, space is short, or a restore differs from its source.
-pub fn run(plan: &Plan) -> anyhow::Result<Report> {
-    let start = Instant::now();
-    let sets = [
-        Data::Tree(tree_set::Maker::new(tree_set::Spec {
-            seed: plan.seed,
-            files: ((tree_set::Spec::large(0).files as f64 * plan.scale) as usize).max(100),
-        })),
-        Data::Image(image::Spec {
-            seed: plan.seed,
-            pages: ((image::Spec::large(0).pages as f64 * plan.scale) as u64).max(1000),
-        }),
-    ];
-    let largest = sets.iter().map(Data::bytes_needed).max().unwrap_or(0);
-    let place = Place::take(plan, largest)?;
-    let mut report = Report::new(plan);
-    for data in sets
-        .iter()
-        .filter(|set| plan.data.iter().any(|name| name == set.name()))
-    {
-        let source = place.dir.join(data.name());
-        println!("making the {} …", data.name());
+pub fn run(plan: &Plan) -> anyhow::Result<()> {
+    let mut sets = Data::all(plan);
+    sets.retain(|set| plan.data.iter().any(|name| name == set.name()));
+    if sets.len() != plan.data.len() {
+        bail!(
+            "of the data {} some has no such name, or is named twice",
+            plan.data.join(", ")
+        );
+    }
+    let sizes = || sets.iter().map(Data::bytes_needed);
+    let mut bench = Bench {
+        place: Place::take(plan, sizes().sum(), sizes().max().unwrap_or(0))?,
+        report: Report::new(plan),
+        clock: Clock::default(),
+    };
+    let mut with_tools = Vec::new();
+    for data in sets {
+        let source = bench.place.dir.join(data.name());
+        bench.clock.say(&format!("making the {} …", data.name()));
         let bytes = data.make(&source)?;
-        report.sources.insert(data.name().into(), bytes);
-        let mut tools = tools(plan, &source, &place.dir)?;
-        for round in 0..plan.rounds {
-            if round > 0 && start.elapsed() > plan.time {
-                println!("time is over: {round} rounds instead of {}", plan.rounds);
-                break;
-            }
+        bench.report.sources.insert(data.name().into(), bytes);
+        let tools = tools(&plan.tools_for(&data), &source, &bench.place.dir)?;
+        with_tools.push((data, source, tools));
+    }
+    bench.clock.round_is_over("making the data");
+    let mut longest = Duration::ZERO;
+    for round in 0..plan.rounds {
+        if round > 0 && bench.clock.began.elapsed() + longest > plan.time {
+            bench.clock.say(&format!(
+                "time is over: {round} rounds instead of {}",
+                plan.rounds
+            ));
+            break;
+        }
+        let start = Instant::now();
+        for (data, source, tools) in &mut with_tools {
             // Each tool is first, second … equally often.
             tools.rotate_left(round.min(1));
-            run_round(data, &source, &mut tools, round, &place, &mut report)
+            bench
+                .round(data, source, tools, round)
                 .with_context(|| format!("{}, round {}", data.name(), round + 1))?;
         }
-        drop(tools);
-        if source.is_dir() {
-            fs::remove_dir_all(&source)?
-        } else {
-            fs::remove_file(&source)?
-        }
+        longest = longest.max(start.elapsed());
+        bench.report.rounds_done = round + 1;
+        // A run that is cut short later has measured this much.
+        bench.report.save(&plan.json)?;
+        bench
+            .clock
+            .round_is_over(&format!("round {} of {}", round + 1, plan.rounds));
     }
-    Ok(report)
+    println!("\n{}\nJSON: {}", bench.report.table(), plan.json.display());
+    Ok(())
 }
 
-fn tools(plan: &Plan, source: &Path, dir: &Path) -> anyhow::Result<Vec<Box<dyn Tool>>> {
-    plan.tools
+fn tools(names: &[String], source: &Path, dir: &Path) -> anyhow::Result<Vec<Box<dyn Tool>>> {
+    names
         .iter()
         .map(|name| -> anyhow::Result<Box<dyn Tool>> {
             if name == "holdfast" {
@@ -147,55 +134,140 @@ fn tools(plan: &Plan, source: &Path, dir: &Path) -> anyhow::Result<Vec<Box<dyn T
         .collect()
 }
 
-fn run_round(
-    data: &Data,
-    source: &Path,
-    tools: &mut [Box<dyn Tool>],
-    round: usize,
-    place: &Place,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    for tool in tools.iter_mut() {
-        tool.prepare()?;
-    }
-    let mut stored: Vec<u64> = tools.iter().map(|tool| tool.stored()).collect();
-    for step in data.backups() {
-        let mut changed = 0;
-        if *step == Step::Changed {
-            changed = data.change(source, 1 + round as u64)?;
+/// A run of the bench under way.
+struct Bench {
+    place: Place,
+    report: Report,
+    clock: Clock,
+}
+
+impl Bench {
+    fn round(
+        &mut self,
+        data: &Data,
+        source: &Path,
+        tools: &mut [Box<dyn Tool>],
+        round: usize,
+    ) -> anyhow::Result<()> {
+        self.clock.time("repositories", || {
+            tools.iter_mut().try_for_each(|tool| tool.prepare())
+        })?;
+        let mut stored: Vec<u64> = tools.iter().map(|tool| tool.stored()).collect();
+        let mut expected = tree::Tree::new();
+        for step in data.backups() {
+            let mut changed = 0;
+            if *step == Step::Changed {
+                changed = self
+                    .clock
+                    .time("changes", || data.change(source, 1 + round as u64))?;
+            }
+            // Warms the page cache for all of them.
+            expected = self.clock.time("reading the source", || tree::read(source));
+            for (tool, stored) in tools.iter_mut().zip(&mut stored) {
+                // Nobody pays for what another left unwritten.
+                self.clock.time("syncing", rustix::fs::sync);
+                let Some(cost) = self.clock.time("tools", || tool.backup(*step))? else {
+                    continue;
+                };
+                let now = tool.stored();
+                let row = Row {
+                    data: data.name(),
+                    step: data.step_name(*step),
+                    tool: tool.name(),
+                };
+                self.note(row, cost, Some(now.saturating_sub(*stored)), changed);
+                *stored = now;
+            }
         }
-        // Warms the page cache for all of them.
-        drop(tree::read(source));
-        for (tool, stored) in tools.iter_mut().zip(&mut stored) {
-            // Nobody pays for what another left unwritten.
-            rustix::fs::sync();
-            let Some(cost) = tool.backup(*step)? else { continue };
-            let now = tool.stored();
-            let row = Row {
-                data: data.name(),
-                step: step_name(data, *step),
-                tool: tool.name(),
-            };
-            note(report, row, cost, Some(now.saturating_sub(*stored)), changed);
-            *stored = now;
+        for tool in tools.iter_mut().filter(|tool| has_latest(tool.as_ref())) {
+            self.restore(data, tool.as_mut(), source, &expected)?;
         }
+        self.clock.time("repositories", || {
+            tools.iter_mut().try_for_each(|tool| tool.finish())
+        })
     }
-    let expected = tree::read(source);
-    for tool in tools.iter_mut().filter(|tool| has_latest(tool.as_ref())) {
-        rustix::fs::sync();
-        let to = place.restores.join("to");
+
+    fn restore(
+        &mut self,
+        data: &Data,
+        tool: &mut dyn Tool,
+        source: &Path,
+        expected: &tree::Tree,
+    ) -> anyhow::Result<()> {
+        self.clock.time("syncing", rustix::fs::sync);
+        let to = self.place.restores.join("to");
         fs::create_dir_all(&to)?;
-        let (cost, root) = tool.restore(&to)?;
-        check(tool.as_ref(), &expected, &root, report)?;
-        fs::remove_dir_all(&to)?;
+        let (cost, root) = self.clock.time("tools", || tool.restore(&to))?;
+        let remark = self
+            .clock
+            .time("comparing", || check(tool, source, expected, &root))?;
+        self.report.remarks.extend(remark);
+        self.clock.time("removing", || remove(&to))?;
         let row = Row {
             data: data.name(),
             step: "restore",
             tool: tool.name(),
         };
-        note(report, row, cost, None, 0);
+        self.note(row, cost, None, 0);
+        Ok(())
     }
-    tools.iter_mut().try_for_each(|tool| tool.finish())
+
+    fn note(&mut self, row: Row, cost: Cost, stored: Option<u64>, changed: u64) {
+        self.clock.say(&format!(
+            "{:>6} {:<16} {:<9} {:7.2} s  {:7.2} CPU s  {}",
+            row.data,
+            row.step,
+            row.tool,
+            cost.wall_s,
+            cost.cpu_s,
+            stored.map_or_else(String::new, |bytes| format!(
+                "{:8.1} MB stored",
+                bytes as f64 / 1e6
+            ))
+        ));
+        self.report.add(row, cost, stored, changed);
+    }
+}
+
+/// How long it has been, and where the time went.
+struct Clock {
+    began: Instant,
+    round: Instant,
+    spent: BTreeMap<&'static str, Duration>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            round: Instant::now(),
+            spent: BTreeMap::new(),
+        }
+    }
+}
+
+impl Clock {
+    fn say(&self, text: &str) {
+        let seconds = self.began.elapsed().as_secs();
+        println!("[{:3}:{:02}] {text}", seconds / 60, seconds % 60);
+    }
+
+    fn time<T>(&mut self, what: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        *self.spent.entry(what).or_default() += start.elapsed();
+        result
+    }
+
+    fn round_is_over(&mut self, what: &str) {
+        let parts: Vec<String> = std::mem::take(&mut self.spent)
+            .into_iter()
+            .map(|(what, spent)| format!("{what} {:.0}", spent.as_secs_f64()))
+            .collect();
+        let total = self.round.elapsed().as_secs_f64();
+        self.say(&format!("{what}: {total:.0} s ({})", parts.join(", ")));
+        self.round = Instant::now();
+    }
 }
 
 /// tar has only the first state, so that its restore cannot be compared with the last.
@@ -203,41 +275,25 @@ fn has_latest(tool: &dyn Tool) -> bool {
     tool.name() != "tar-zstd"
 }
 
-fn step_name(data: &Data, step: Step) -> &'static str {
-    match (data, step) {
-        (_, Step::First) => "first",
-        (_, Step::Unchanged) => "unchanged",
-        (Data::Tree(_), Step::Changed) => "after edits",
-        (Data::Image(_), Step::Changed) => "1 % rewritten",
-    }
-}
-
-fn note(report: &mut Report, row: Row, cost: Cost, stored: Option<u64>, changed: u64) {
-    println!(
-        "{:>6} {:<14} {:<9} {:7.2} s  {:7.2} CPU s  {}",
-        row.data,
-        row.step,
-        row.tool,
-        cost.wall_s,
-        cost.cpu_s,
-        stored.map_or_else(String::new, |bytes| format!(
-            "{:8.1} MB stored",
-            bytes as f64 / 1e6
-        ))
-    );
-    report.add(row, cost, stored, changed);
-}
-
-/// Ours must be equal in everything. A peer must have the content; what else it loses is reported.
-fn check(tool: &dyn Tool, expected: &tree::Tree, root: &Path, report: &mut Report) -> anyhow::Result<()> {
+/// Ours must be equal in everything. A peer must have the content; what else it loses is returned.
+fn check(
+    tool: &dyn Tool,
+    source: &Path,
+    expected: &tree::Tree,
+    root: &Path,
+) -> anyhow::Result<Option<String>> {
+    let is_file = source.is_file();
     let strict = tree::Strictness {
         owner: true,
-        root: expected.len() == 1,
+        root: is_file,
     };
+    if is_file {
+        same_bytes(source, root).with_context(|| format!("{}: the restore differs", tool.name()))?;
+    }
     let actual = tree::read(root);
     let found = tree::differences(expected, &actual, strict, 5);
     if found.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let same_content = expected.len() == actual.len()
         && expected
@@ -251,62 +307,54 @@ fn check(tool: &dyn Tool, expected: &tree::Tree, root: &Path, report: &mut Repor
             found.join("\n  ")
         );
     }
-    report
-        .remarks
-        .insert(format!("{} restores content, but: {}", tool.name(), found[0]));
-    Ok(())
+    Ok(Some(format!(
+        "{} restores content, but: {}",
+        tool.name(),
+        found[0]
+    )))
 }
 
-/// The bench's directories, taken exclusively and removed at the end.
-pub(super) struct Place {
-    pub dir: PathBuf,
-    pub restores: PathBuf,
-    _lock: fs::File,
-}
-
-impl Place {
-    /// `largest` is the size of the largest source in bytes.
-    pub fn take(plan: &Plan, largest: u64) -> anyhow::Result<Self> {
-        fs::create_dir_all(&plan.dir).with_context(|| format!("create {}", plan.dir.display()))?;
-        let lock = fs::File::create(plan.dir.join("holdfast-bench.lock"))?;
-        lock.try_lock()
-            .map_err(|_| anyhow::anyhow!("another bench runs in {}", plan.dir.display()))?;
-        let place = Self {
-            dir: plan.dir.join("holdfast-bench"),
-            restores: plan.restores.join("holdfast-bench"),
-            _lock: lock,
-        };
-        place.clear();
-        fs::create_dir_all(&place.dir)?;
-        fs::create_dir_all(&place.restores)?;
-        enough(&place.dir, largest * 5)?;
-        enough(&place.restores, largest + (1 << 30))?;
-        Ok(place)
-    }
-
-    fn clear(&self) {
-        for dir in [&self.dir, &self.restores] {
-            let _ = fs::remove_dir_all(dir);
+/// Compares two files byte by byte.
+fn same_bytes(one: &Path, other: &Path) -> anyhow::Result<()> {
+    const PIECE: u64 = 1 << 20;
+    let open = |path: &Path| fs::File::open(path).with_context(|| format!("open {}", path.display()));
+    let (mut one, mut other) = (open(one)?, open(other)?);
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for piece in 0.. {
+        left.clear();
+        right.clear();
+        (&mut one).take(PIECE).read_to_end(&mut left)?;
+        (&mut other).take(PIECE).read_to_end(&mut right)?;
+        if left != right {
+            bail!("within the {PIECE} bytes from {}", piece * PIECE);
+        }
+        if left.is_empty() {
+            break;
         }
     }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-fn enough(dir: &Path, bytes: u64) -> anyhow::Result<()> {
-    let stat = rustix::fs::statvfs(dir)?;
-    let free = stat.f_bavail * stat.f_frsize;
-    if free < bytes {
-        bail!(
-            "{} has {:.1} GB free, the bench needs {:.1} GB: set HOLDFAST_BENCH_DIR, or HOLDFAST_BENCH_SCALE below 1",
-            dir.display(),
-            free as f64 / 1e9,
-            bytes as f64 / 1e9
-        );
-    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_the_same_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let mut bytes = vec![7; (1 << 20) + 9];
+        let one = write("one", &bytes);
+        let same = write("same", &bytes);
+        let short = write("short", &bytes[..1 << 20]);
+        bytes[1 << 20] = 8;
+        let other = write("other", &bytes);
+        assert!(same_bytes(&one, &same).is_ok());
+        assert!(same_bytes(&one, &short).is_err());
+        assert!(same_bytes(&one, &other).is_err());
+    }
 }

@@ -231,7 +231,7 @@ fn past(rng: &mut Rng) -> SystemTime {
 }
 
 /// Calls `work` for every number below `count`, on all cores, each thread with a buffer of its own.
-pub(super) fn in_parallel(
+pub(crate) fn in_parallel(
     count: u64,
     work: impl Fn(u64, &mut Vec<u8>) -> anyhow::Result<()> + Sync,
 ) -> anyhow::Result<()> {

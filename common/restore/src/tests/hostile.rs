@@ -1,8 +1,8 @@
 //! Invariant 8 from inside: trees, links and neighbours that try to lead a restore out of its target.
 
 use crate::{RestoreOptions, restore, testing::*};
-use holdfast_core::{ChunkId, ErrorKind, HasKind};
-use holdfast_repo::{ChunkRef, Content, EntryKind, Kind, Link, Links, NodeDraft, Strategy};
+use holdfast_core::{ErrorKind, HasKind};
+use holdfast_repo::{ChunkRef, Content, EntryKind, Strategy};
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -12,45 +12,17 @@ use std::{
     },
 };
 
-/// A directory node that no builder makes: one empty file of that name, or a directory below it.
-fn crafted(repo: &mut Repo, name: &[u8], below: Option<ChunkId>) -> ChunkId {
-    let mut payload = vec![1, 0, 1, name.len() as u8];
-    payload.extend_from_slice(name);
-    payload.push(if below.is_some() { 1 } else { 0 });
-    payload.extend_from_slice(&[0, 0x40, 0, 0, 0, 0, 0, 0, 1]);
-    payload.extend_from_slice(if below.is_some() { &[0, 0] } else { &[0, 0, 0] });
-    payload.push(0);
-    let links = Links(below.into_iter().map(|id| Link { id, is_node: true }).collect());
-    let mut section = Vec::new();
-    links.encode_into(&mut section);
-    let id = repo.keys.node_id(Kind::Dir, &section, &payload);
-    repo.node(NodeDraft {
-        id,
-        kind: Kind::Dir,
-        links,
-        payload,
-    })
-}
-
-fn dir_of(node: ChunkId) -> Item {
-    Item::Raw(EntryKind::Dir {
-        node,
-        files: 1,
-        bytes: 0,
-    })
-}
-
 #[tokio::test]
 async fn names_that_climb_are_refused() {
     let mut repo = Repo::new();
     // The encoding above is right: an honest name passes.
-    let honest = crafted(&mut repo, b"honest", None);
+    let honest = repo.crafted(&[(b"honest", Crafted::EmptyFile)]);
     let nodes: Vec<_> = [&b".."[..], b".", b"a/b", b"../x", b"/abs", b"nul\0"]
         .iter()
-        .map(|name| crafted(&mut repo, name, None))
+        .map(|name| repo.crafted(&[(name, Crafted::EmptyFile)]))
         .collect();
-    let inner = crafted(&mut repo, b"inner", None);
-    let through = crafted(&mut repo, b"..", Some(inner));
+    let inner = repo.crafted(&[(b"inner", Crafted::EmptyFile)]);
+    let through = repo.crafted(&[(b"..", Crafted::Dir(inner))]);
     let mut items: Vec<(String, Item)> = nodes
         .into_iter()
         .enumerate()

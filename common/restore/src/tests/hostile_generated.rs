@@ -3,9 +3,7 @@
 
 use crate::{RestoreOptions, Snapshot, StoreSource, restore, testing::*};
 use holdfast_core::{ChunkId, SnapshotId, StoreId};
-use holdfast_repo::{
-    ChunkRef, Content, EntryKind, Extent, FileBuilder, Kind, Links, NodeDraft, Parts, Segment, Strategy,
-};
+use holdfast_repo::{ChunkRef, Content, EntryKind, Extent, FileBuilder, Parts, Segment, Strategy};
 use holdfast_store::DirStore;
 use std::{
     collections::BTreeMap,
@@ -53,38 +51,6 @@ fn seed() -> u64 {
     });
     eprintln!("hostile_generated: HOLDFAST_SEED={seed}");
     seed
-}
-
-/// A directory node that no builder makes: entries of these names in this order, empty files or links.
-fn crafted(repo: &mut Repo, entries: &[(Vec<u8>, Option<Vec<u8>>)]) -> ChunkId {
-    let mut payload = vec![1, 0, entries.len() as u8];
-    for (name, target) in entries {
-        payload.extend([(name.len() & 0x7f) as u8 | if name.len() > 127 { 0x80 } else { 0 }]);
-        if name.len() > 127 {
-            payload.push((name.len() >> 7) as u8);
-        }
-        payload.extend_from_slice(name);
-        payload.push(if target.is_some() { 2 } else { 0 });
-        payload.extend_from_slice(&[0, 0x40, 0, 0, 0, 0, 0, 0, 1]);
-        match target {
-            Some(target) => {
-                payload.push(target.len() as u8);
-                payload.extend_from_slice(target);
-            }
-            None => payload.extend_from_slice(&[0, 0, 0]),
-        }
-        payload.push(0);
-    }
-    let links = Links::default();
-    let mut section = Vec::new();
-    links.encode_into(&mut section);
-    let id = repo.keys.node_id(Kind::Dir, &section, &payload);
-    repo.node(NodeDraft {
-        id,
-        kind: Kind::Dir,
-        links,
-        payload,
-    })
 }
 
 fn lie(size: u64, content: Content) -> Item {
@@ -139,22 +105,13 @@ fn hostile_item(repo: &mut Repo, rng: &mut Rng, outside: &Path, depth: u32) -> I
                 b"nul\0",
                 b"../outside/planted",
             ];
-            let name = rng.pick(names).to_vec();
-            Item::Raw(EntryKind::Dir {
-                node: crafted(repo, &[(name, None)]),
-                files: 1,
-                bytes: 0,
-            })
+            dir_of(repo.crafted(&[(rng.pick(names), Crafted::EmptyFile)]))
         }
         // The same name twice: a link and then something through it.
-        1 => Item::Raw(EntryKind::Dir {
-            node: crafted(
-                repo,
-                &[(b"x".to_vec(), Some(up("").into_bytes())), (b"x".to_vec(), None)],
-            ),
-            files: 1,
-            bytes: 0,
-        }),
+        1 => dir_of(repo.crafted(&[
+            (b"x", Crafted::Link(up("").into_bytes())),
+            (b"x", Crafted::EmptyFile),
+        ])),
         2 => link(&up("precious")),
         3 => link(rng.pick(&[
             "..",
@@ -197,7 +154,7 @@ fn hostile_item(repo: &mut Repo, rng: &mut Rng, outside: &Path, depth: u32) -> I
             segmented(repo, 200, [part])
         }
         14 => {
-            let node = crafted(repo, &[(b"n".to_vec(), None)]);
+            let node = repo.crafted(&[(b"n", Crafted::EmptyFile)]);
             let part = parts(&[(node, 0, 10)], wrong);
             segmented(repo, 10, [part])
         }

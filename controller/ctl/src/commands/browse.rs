@@ -1,27 +1,25 @@
 //! `ls` and `cat`.
 
-use super::data;
+use super::{
+    data,
+    gather::{Gathered, bounded},
+};
 use crate::{
     address::Address,
     cluster::Cluster,
     error::{Result, fault, lift},
     output::{self, Format, Row},
 };
-use holdfast_core::{ErrorKind, HasKind as _};
+use holdfast_core::HasKind as _;
 use holdfast_repo::{Entry, EntryKind};
 use holdfast_restore::{RestoreError, TreeEntry, shown};
-use parking_lot::Mutex;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
     io::{BufWriter, ErrorKind as IoKind},
-    ops::ControlFlow,
     os::unix::ffi::OsStrExt as _,
-    sync::Arc,
 };
 
-/// Most entries of one listing: it is held in memory.
-pub(super) const ENTRIES_MAX: usize = 2_000_000;
 /// Buffer between decryption and a pipe.
 const OUT_BUFFER: usize = 1024 * 1024;
 
@@ -123,28 +121,14 @@ pub(super) async fn ls(
     let snapshot = data::open_address(cluster, address).await?;
     let path = path.map(OsStr::as_bytes).unwrap_or_default();
     let entries = if recursive {
-        let found = Arc::new(Mutex::new(Vec::new()));
-        let sink = Arc::clone(&found);
-        let visit = move |entry: TreeEntry| {
-            let mut entries = sink.lock();
-            entries.push(entry);
-            if entries.len() > ENTRIES_MAX {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        };
-        snapshot.walk(path, visit).await.map_err(lift)?;
-        std::mem::take(&mut *found.lock())
+        let found = Gathered::new();
+        snapshot.walk(path, found.sink()).await.map_err(lift)?;
+        found.take()
     } else {
         snapshot.list(path).await.map_err(lift)?
     };
-    if entries.len() > ENTRIES_MAX {
-        return Err(
-            fault(ErrorKind::TooLarge, format!("more than {ENTRIES_MAX} entries"))
-                .with_hint("list one directory at a time: holdfastctl ls SOURCE PATH"),
-        );
-    }
+    let entries = bounded(entries, "entries")
+        .map_err(|fault| fault.with_hint("list one directory at a time: holdfastctl ls SOURCE PATH"))?;
     let rows: Vec<EntryRow> = entries.into_iter().map(EntryRow::from).collect();
     output::print(&output::rows(&rows, format)?)
 }

@@ -1,8 +1,9 @@
 //! `diff` of two snapshots.
 
 use super::{
-    browse::{ENTRIES_MAX, kind_and_size, modified_at},
+    browse::{kind_and_size, modified_at},
     data::Opener,
+    gather::{Gathered, bounded},
 };
 use crate::{
     address::Address,
@@ -13,9 +14,7 @@ use crate::{
 use holdfast_core::ErrorKind;
 use holdfast_repo::Entry;
 use holdfast_restore::{Change, Difference, TreeEntry, compare, shown};
-use parking_lot::Mutex;
 use serde::Serialize;
-use std::{ops::ControlFlow, sync::Arc};
 
 /// One path that differs.
 #[derive(Debug, Serialize)]
@@ -138,25 +137,11 @@ pub(super) async fn run(cluster: &Cluster, before: &Address, after: &Address, fo
     let opener = Opener::new(cluster).await?;
     let before = opener.open(&cluster.resolve(before).await?).await?;
     let after = opener.open(&cluster.resolve(after).await?).await?;
-    let found = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&found);
-    let visit = move |difference: Difference| {
-        let mut rows = sink.lock();
-        rows.push(DifferenceRow::from(difference));
-        if rows.len() > ENTRIES_MAX {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
+    let found = Gathered::new();
+    let mut sink = found.sink();
+    let visit = move |difference: Difference| sink(DifferenceRow::from(difference));
     compare(&before, &after, visit).await.map_err(lift)?;
-    let rows = std::mem::take(&mut *found.lock());
-    if rows.len() > ENTRIES_MAX {
-        return Err(fault(
-            ErrorKind::TooLarge,
-            format!("more than {ENTRIES_MAX} differences"),
-        ));
-    }
+    let rows = bounded(found.take(), "differences")?;
     output::print(&output::rows(&rows, format)?)?;
     match rows.len() {
         0 => Ok(()),
