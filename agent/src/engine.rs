@@ -171,7 +171,7 @@ pub fn run(
     stats: Arc<Stats>,
     cancel: Arc<AtomicBool>,
 ) -> Result<Outcome> {
-    let empty = DirBuilder::new(&settings.keys).finish()?;
+    let empty = DirBuilder::new(&*settings.keys).finish()?;
     let shared = Shared {
         seen: Seen::default(),
         root_room: RootRoom::default(),

@@ -444,7 +444,7 @@ impl Directory {
 
     /// Makes the nodes of the finished directory and stores those that are new.
     fn build(&self, shared: &Shared, sink: &mut Sink) -> Result<EntryKind> {
-        let mut builder = DirBuilder::new(&shared.settings.keys);
+        let mut builder = DirBuilder::new(&*shared.settings.keys);
         for entry in std::mem::take(&mut *self.slots.lock()).iter().flatten() {
             builder.push(entry)?;
             shared.long_held.release(entry);

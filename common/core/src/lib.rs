@@ -16,6 +16,7 @@ mod error;
 mod id;
 pub mod limits;
 mod name;
+mod names;
 
 pub use clock::{Clock, ManualClock, SystemClock, UnixMillis};
 pub use error::{ErrorKind, HasKind};
@@ -23,3 +24,4 @@ pub use id::{
     ChunkId, ClusterId, IdError, JobId, PackId, RequestId, SessionId, SnapshotId, StoreId, VaultId,
 };
 pub use name::{Name, NameError, SourceRef};
+pub use names::Names;

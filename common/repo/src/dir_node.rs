@@ -13,6 +13,7 @@ use holdfast_core::{
     ChunkId,
     limits::{ATTRIBUTES_LEN_MAX, FILE_NAME_MAX, NODE_DEPTH_MAX, NODE_LINKS_MAX},
 };
+use std::ops::Deref;
 
 /// A leaf may be cut from here on …
 const LEAF_MIN: usize = 128;
@@ -86,10 +87,11 @@ impl DirNode {
     }
 }
 
-/// Builds a directory's nodes from its entries, pushed in the order of their names.
+/// Builds a directory's nodes from its entries, pushed in the order of their names. Keys are borrowed, or
+/// shared by builders that outlive the call.
 #[derive(Debug)]
-pub struct DirBuilder<'k> {
-    keys: &'k VaultKeys,
+pub struct DirBuilder<K> {
+    keys: K,
     leaf: Vec<u8>,
     leaf_links: Vec<Link>,
     leaf_entries: usize,
@@ -114,10 +116,10 @@ pub struct BuiltDir {
     pub nodes: Vec<NodeDraft>,
 }
 
-impl<'k> DirBuilder<'k> {
+impl<K: Deref<Target = VaultKeys>> DirBuilder<K> {
     /// An empty directory.
     #[must_use]
-    pub fn new(keys: &'k VaultKeys) -> Self {
+    pub fn new(keys: K) -> Self {
         Self {
             keys,
             leaf: Vec::new(),
@@ -176,7 +178,10 @@ impl<'k> DirBuilder<'k> {
             }
             _ => {}
         }
-        self.last_name = Some(entry.name.clone());
+        match &mut self.last_name {
+            Some(last) => last.clone_from(&entry.name),
+            None => self.last_name = Some(entry.name.clone()),
+        }
         Ok(())
     }
 
@@ -217,7 +222,7 @@ impl<'k> DirBuilder<'k> {
         put_head(&mut payload, LEAF, self.leaf_entries);
         payload.append(&mut self.leaf);
         let links = Links(std::mem::take(&mut self.leaf_links));
-        let draft = NodeDraft::new(self.keys, Kind::Dir, links, payload);
+        let draft = NodeDraft::new(&self.keys, Kind::Dir, links, payload);
         self.leaves.push(IndexChild {
             first_name: std::mem::take(&mut self.leaf_first),
             entries: self.leaf_entries as u64,
@@ -258,7 +263,7 @@ impl<'k> DirBuilder<'k> {
                 is_node: true,
             })
             .collect();
-        let draft = NodeDraft::new(self.keys, Kind::Dir, Links(links), payload);
+        let draft = NodeDraft::new(&self.keys, Kind::Dir, Links(links), payload);
         let parent = IndexChild {
             first_name: children[0].first_name.clone(),
             entries: children.iter().map(|child| child.entries).sum(),

@@ -222,7 +222,7 @@ impl Repo {
             Item::Dir(mode, items) => {
                 let entries: Vec<Entry> = items.iter().map(|(name, item)| self.entry(name, item)).collect();
                 let keys = Arc::clone(&self.keys);
-                let mut builder = DirBuilder::new(&keys);
+                let mut builder = DirBuilder::new(keys);
                 entries.iter().for_each(|entry| builder.push(entry).unwrap());
                 let built = builder.finish().unwrap();
                 built.nodes.into_iter().for_each(|node| {

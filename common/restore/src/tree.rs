@@ -3,9 +3,10 @@
 mod compare;
 mod ordered;
 mod resolve;
+mod search;
 
 pub use compare::{Change, Difference, compare};
-pub(crate) use ordered::entries;
+pub(crate) use search::Search;
 
 use crate::{
     BlobOpener, BlobSource, ChunkReader, RestoreError, Result, content::SegmentReader, file_segments,

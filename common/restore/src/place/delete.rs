@@ -3,24 +3,23 @@
 //! One walk, side by side over the snapshot's directories and those of the target, finds what is to be
 //! removed; the preview is the same walk without the removing. Only directories that are wanted whole are
 //! looked through. What is entered is entered by single names and never through a link or into another
-//! mounted file system, and a directory of the snapshot that cannot be read keeps everything in its place.
+//! mounted file system, and a node of the snapshot that cannot be read keeps what is in its place, and all behind.
 
 use super::{Layout, Part, RestoreOptions, dir::open_dir, target::Target};
 use crate::{
     BlobOpener, RestoreError, RestoreReport, Result,
     path::{PathLink, names, shown},
     report::ProblemList,
-    tree,
+    tree::Search,
     wanted::Wanted,
 };
-use holdfast_core::{ChunkId, limits::DIR_DEPTH_MAX};
+use holdfast_core::{ChunkId, Names, limits::DIR_DEPTH_MAX};
 use holdfast_repo::EntryKind;
 use rustix::{
     fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags},
     io::Errno,
 };
 use std::{
-    collections::VecDeque,
     fmt,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
@@ -28,6 +27,16 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
+
+/// Bytes of names in directories of the target that are held together. A directory takes at most half of what is
+/// left of it, and reads further names once those are through.
+const NAMES_HELD_MAX: usize = 32 * 1024 * 1024;
+/// What each may take in any case, to get on.
+const NAMES_MIN: usize = 128 * 1024;
+/// Subdirectories that are noted before they are entered.
+const BELOW_MAX: usize = 1024;
+/// Tag of the name of a directory.
+const IS_DIR: u8 = 1;
 
 type Tell = dyn Fn(&[u8], bool) + Send + Sync;
 
@@ -92,16 +101,36 @@ struct Cleaner<'c> {
     act: bool,
     removed: u64,
     mounts: u64,
+    /// Bytes of names.
+    held: usize,
 }
 
-/// A directory that is both in the snapshot and in the target.
+/// A directory that is both in the snapshot and in the target, while it is looked through.
 struct Both {
-    above: Arc<OwnedFd>,
-    name: Vec<u8>,
+    handle: OwnedFd,
     path: PathLink,
     node: ChunkId,
     wanted: Wanted,
     depth: usize,
+    there: There,
+    /// Directories in both that are yet to be entered, the first one last.
+    below: Vec<Below>,
+    is_over: bool,
+}
+
+/// A directory in both, which is yet to be entered.
+struct Below {
+    name: Vec<u8>,
+    node: ChunkId,
+    wanted: Wanted,
+}
+
+/// What is in a directory of the target, in the order of names: of very wide ones a part at a time.
+struct There {
+    names: Names,
+    at: usize,
+    /// Bytes counted for the names.
+    held: usize,
 }
 
 /// Something in a directory of the target.
@@ -113,7 +142,7 @@ struct Found {
 /// A directory that is being emptied.
 struct Emptied {
     handle: OwnedFd,
-    rest: VecDeque<Found>,
+    there: There,
     name: Vec<u8>,
     path: PathLink,
     /// Something in it stays.
@@ -144,6 +173,7 @@ impl<'c> Cleaner<'c> {
             act,
             removed: 0,
             mounts: 0,
+            held: 0,
         }
     }
 
@@ -180,18 +210,25 @@ impl<'c> Cleaner<'c> {
 
     fn tree(&mut self, dir: OwnedFd, path: PathLink, node: ChunkId, wanted: Wanted) -> Result<()> {
         let mut stack = Vec::new();
-        self.directory(Arc::new(dir), &path, node, &wanted, 1, &mut stack)?;
-        while let Some(both) = stack.pop() {
-            let Both {
-                above,
-                name,
-                path,
-                node,
-                wanted,
-                depth,
-            } = both;
-            match enter(above.as_fd(), &name) {
-                Ok(dir) => self.directory(Arc::new(dir), &path, node, &wanted, depth, &mut stack)?,
+        self.begin(dir, path, node, wanted, 1, &mut stack);
+        while let Some(both) = stack.last_mut() {
+            self.check()?;
+            let Some(Below { name, node, wanted }) = both.below.pop() else {
+                if both.is_over {
+                    self.end(stack.pop().map(|both| both.there));
+                } else {
+                    self.look(both)?;
+                }
+                continue;
+            };
+            let (path, depth) = (both.path.below(&name), both.depth + 1);
+            let entered = enter(both.handle.as_fd(), &name);
+            if both.is_over && both.below.is_empty() {
+                // Not held any longer than needed: directories may be nested deeper than files may be open.
+                self.end(stack.pop().map(|both| both.there));
+            }
+            match entered {
+                Ok(dir) => self.begin(dir, path, node, wanted, depth, &mut stack),
                 Err(Errno::XDEV) => self.mounts += 1,
                 // A link or a file is in its place: that one is replaced, and what is behind it is not ours.
                 Err(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => {}
@@ -201,70 +238,77 @@ impl<'c> Cleaner<'c> {
         Ok(())
     }
 
-    /// Removes what is not in the snapshot from one directory, and notes the directories that are in both.
-    fn directory(
+    /// Begins to look through a directory that is in both.
+    fn begin(
         &mut self,
-        dir: Arc<OwnedFd>,
-        path: &PathLink,
+        handle: OwnedFd,
+        path: PathLink,
         node: ChunkId,
-        wanted: &Wanted,
+        wanted: Wanted,
         depth: usize,
         stack: &mut Vec<Both>,
-    ) -> Result<()> {
-        self.check()?;
+    ) {
         if depth > DIR_DEPTH_MAX {
-            return Ok(());
+            return;
         }
-        // Names in order, and the nodes of those that are directories.
-        let mut known: Vec<Box<[u8]>> = Vec::new();
-        let mut nodes: Vec<(usize, ChunkId)> = Vec::new();
-        let read = tree::entries(self.opener, node, 1, &mut |entry| {
-            if let EntryKind::Dir { node, .. } = entry.kind {
-                nodes.push((known.len(), node));
-            }
-            known.push(entry.name.into());
-        });
-        match read {
-            Ok(()) => {}
-            Err(error) if error.is_local() => {
-                self.problems.add(path.path(), &error);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
+        match self.list(handle.as_fd()) {
+            Ok(there) => stack.push(Both {
+                handle,
+                path,
+                node,
+                wanted,
+                depth,
+                there,
+                below: Vec::new(),
+                is_over: false,
+            }),
+            Err(errno) => self.problem(&path, "list", errno),
         }
-        let there = match list(dir.as_fd()) {
-            Ok(there) => there,
-            Err(errno) => {
-                self.problem(path, "list", errno);
-                return Ok(());
-            }
-        };
-        for found in there {
-            let at = known.binary_search_by(|name| name[..].cmp(&found.name[..])).ok();
-            let below = wanted.below(&found.name);
-            let Some(at) = at else {
-                if matches!(wanted, Wanted::All) {
-                    self.remove(dir.as_fd(), found, path)?;
+    }
+
+    /// Removes what is not in the snapshot from a directory, and notes the directories that are in both, until
+    /// there are enough of those.
+    fn look(&mut self, both: &mut Both) -> Result<()> {
+        let mut known = Search::new(both.node);
+        while both.below.len() < BELOW_MAX {
+            self.check()?;
+            let found = match self.next(&mut both.there, both.handle.as_fd()) {
+                Ok(Some(found)) => found,
+                Ok(None) => {
+                    both.is_over = true;
+                    break;
                 }
-                continue;
+                Err(errno) => {
+                    self.problem(&both.path, "list", errno);
+                    both.is_over = true;
+                    break;
+                }
             };
-            let Some(below) = below.filter(|_| found.is_dir) else {
-                continue;
+            let entry = match known.take(self.opener, &found.name) {
+                Ok(entry) => entry,
+                // What else is there stays: the snapshot may have it.
+                Err(error) if error.is_local() => {
+                    self.problems.add(both.path.path(), &error);
+                    both.is_over = true;
+                    break;
+                }
+                Err(error) => return Err(error),
             };
-            match nodes.binary_search_by_key(&at, |(at, _)| *at) {
-                Ok(node) => stack.push(Both {
-                    above: Arc::clone(&dir),
-                    path: path.below(&found.name),
-                    name: found.name,
-                    node: nodes[node].1,
-                    wanted: below,
-                    depth: depth + 1,
-                }),
+            let wanted = both.wanted.below(&found.name);
+            let dir = both.handle.as_fd();
+            match (entry.map(|entry| entry.kind), wanted) {
+                (None, _) if matches!(both.wanted, Wanted::All) => self.remove(dir, found, &both.path)?,
+                (None, _) => {}
+                (Some(EntryKind::Dir { node, .. }), Some(wanted)) if found.is_dir => {
+                    let name = found.name;
+                    both.below.push(Below { name, node, wanted });
+                }
                 // The snapshot has something else there, which finds no place while there is a directory.
-                Err(_) if matches!(below, Wanted::All) => self.remove(dir.as_fd(), found, path)?,
-                Err(_) => {}
+                (Some(_), Some(Wanted::All)) if found.is_dir => self.remove(dir, found, &both.path)?,
+                _ => {}
             }
         }
+        both.below.reverse();
         Ok(())
     }
 
@@ -289,24 +333,35 @@ impl<'c> Cleaner<'c> {
             self.check()?;
             let is_deep = stack.len() >= DIR_DEPTH_MAX;
             let Some(top) = stack.last_mut() else { break };
-            if let Some(found) = top.rest.pop_front() {
-                match self.take(top.handle.as_fd(), found, &top.path) {
-                    Taken::Gone => {}
-                    Taken::Kept => top.kept = true,
-                    Taken::Entered(_) if is_deep => top.kept = true,
-                    Taken::Entered(entered) => stack.push(entered),
+            match self.next(&mut top.there, top.handle.as_fd()) {
+                Ok(Some(found)) => {
+                    match self.take(top.handle.as_fd(), found, &top.path) {
+                        Taken::Gone => {}
+                        Taken::Kept => top.kept = true,
+                        Taken::Entered(entered) if is_deep => {
+                            top.kept = true;
+                            self.end(Some(entered.there));
+                        }
+                        Taken::Entered(entered) => stack.push(entered),
+                    }
+                    continue;
                 }
-                continue;
+                Ok(None) => {}
+                Err(errno) => {
+                    self.problem(&top.path, "list", errno);
+                    top.kept = true;
+                }
             }
             let Some(done) = stack.pop() else { break };
             let Emptied {
                 handle,
+                there,
                 name,
                 path,
                 kept,
-                ..
             } = done;
             drop(handle);
+            self.end(Some(there));
             let above = stack.last().map_or(dir, |above| above.handle.as_fd());
             let removed = !kept && self.unlink(above, &name, &path, true);
             if !removed && let Some(above) = stack.last_mut() {
@@ -328,11 +383,11 @@ impl<'c> Cleaner<'c> {
             let gone = self.unlink(dir, &name, &path, false);
             return if gone { Taken::Gone } else { Taken::Kept };
         }
-        let entered = enter(dir, &name).and_then(|handle| Ok((list(handle.as_fd())?, handle)));
+        let entered = enter(dir, &name).and_then(|handle| Ok((self.list(handle.as_fd())?, handle)));
         match entered {
-            Ok((rest, handle)) => Taken::Entered(Emptied {
+            Ok((there, handle)) => Taken::Entered(Emptied {
                 handle,
-                rest: rest.into(),
+                there,
                 name,
                 path,
                 kept: false,
@@ -346,6 +401,55 @@ impl<'c> Cleaner<'c> {
                 Taken::Kept
             }
         }
+    }
+
+    /// Reads what is in a directory, or begins to.
+    fn list(&mut self, dir: BorrowedFd<'_>) -> rustix::io::Result<There> {
+        let mut there = There {
+            names: Names::default(),
+            at: 0,
+            held: 0,
+        };
+        self.read(&mut there, dir, None)?;
+        Ok(there)
+    }
+
+    /// What comes next in a directory.
+    fn next(&mut self, there: &mut There, dir: BorrowedFd<'_>) -> rustix::io::Result<Option<Found>> {
+        if there.at >= there.names.len() && there.names.is_cut() {
+            let after = there.names.last().unwrap_or_default().to_vec();
+            self.read(there, dir, Some(&after))?;
+        }
+        let Some((name, tag)) = there.names.get(there.at) else {
+            return Ok(None);
+        };
+        there.at += 1;
+        Ok(Some(Found {
+            name: name.to_vec(),
+            is_dir: tag == IS_DIR,
+        }))
+    }
+
+    fn read(
+        &mut self,
+        there: &mut There,
+        dir: BorrowedFd<'_>,
+        after: Option<&[u8]>,
+    ) -> rustix::io::Result<()> {
+        self.held -= std::mem::take(&mut there.held);
+        let left = NAMES_HELD_MAX.saturating_sub(self.held);
+        there.at = 0;
+        there.names.begin((left / 2).max(NAMES_MIN));
+        read_names(dir, after, &mut there.names)?;
+        there.names.shrink();
+        there.held = there.names.capacity();
+        self.held += there.held;
+        Ok(())
+    }
+
+    /// The names of a directory are not needed any more.
+    fn end(&mut self, there: Option<There>) {
+        self.held -= there.map_or(0, |there| there.held);
     }
 
     /// Whether it is gone, or would be.
@@ -423,13 +527,12 @@ fn is_mount(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
         .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// What is in a directory, in the order of names.
-fn list(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<Found>> {
-    let mut all = Vec::new();
+/// Reads the names behind `after`, each with whether it is a directory.
+fn read_names(dir: BorrowedFd<'_>, after: Option<&[u8]>, names: &mut Names) -> rustix::io::Result<()> {
     for entry in fs::Dir::read_from(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if matches!(name, b"." | b"..") {
+        if matches!(name, b"." | b"..") || after.is_some_and(|after| name <= after) {
             continue;
         }
         let kind = match entry.file_type() {
@@ -440,11 +543,11 @@ fn list(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<Found>> {
             },
             kind => kind,
         };
-        all.push(Found {
-            name: name.to_vec(),
-            is_dir: kind == FileType::Directory,
-        });
+        let tag = if kind == FileType::Directory { IS_DIR } else { 0 };
+        if !names.push(name, tag) {
+            return Err(Errno::NAMETOOLONG);
+        }
     }
-    all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
+    names.finish();
+    Ok(())
 }

@@ -17,6 +17,8 @@ use std::{
 
 /// Directories that differ and whose nodes are asked for together.
 const AHEAD: usize = 32;
+/// Differences of one directory that are found before they are told: it may be of any size.
+const FOUND_MAX: usize = 1024;
 
 /// In what respects one entry changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,8 +99,21 @@ struct Pair {
 
 /// What is left to tell of one directory.
 struct Frame {
+    /// Found already.
     rest: vec::IntoIter<Found>,
+    /// Nodes of directories among that.
     ahead: HashMap<ChunkId, Fetched>,
+    /// Not looked at yet.
+    sides: Option<Sides>,
+}
+
+/// A directory in both while it is compared.
+struct Sides {
+    path: Vec<u8>,
+    cursors: [Cursor; 2],
+    /// Its top nodes.
+    ahead: HashMap<ChunkId, Fetched>,
+    depth: usize,
 }
 
 enum Found {
@@ -139,10 +154,19 @@ impl Comparison<'_> {
         let mut stack = vec![Frame {
             rest: found.into_iter(),
             ahead: HashMap::new(),
+            sides: None,
         }];
         while let Some(frame) = stack.last_mut() {
             let Some(next) = frame.rest.next() else {
-                stack.pop();
+                let Some(mut sides) = frame.sides.take() else {
+                    stack.pop();
+                    continue;
+                };
+                let found = self.compare_some(&mut sides);
+                let found = found.map_err(|error| error.at(&sides.path))?;
+                frame.rest = found.into_iter();
+                frame.ahead.clear();
+                frame.sides = (!sides.is_over()).then_some(sides);
                 continue;
             };
             let flow = match next {
@@ -157,11 +181,20 @@ impl Comparison<'_> {
                         let nodes = std::iter::once(pair.nodes).chain(siblings.take(AHEAD - 1));
                         frame.ahead = self.opener.fetch(nodes.flatten())?;
                     }
-                    let found = self.directory(&pair, &frame.ahead);
-                    let found = found.map_err(|error| error.at(&pair.path))?;
+                    if pair.depth > DIR_DEPTH_MAX {
+                        return Err(RestoreError::BadTree("directories are nested too deeply").at(&pair.path));
+                    }
+                    let fetched = |node| Some((node, frame.ahead.get(&node)?.clone()));
+                    let sides = Sides {
+                        ahead: pair.nodes.into_iter().filter_map(fetched).collect(),
+                        cursors: pair.nodes.map(Cursor::new),
+                        path: pair.path,
+                        depth: pair.depth,
+                    };
                     stack.push(Frame {
-                        rest: found.into_iter(),
+                        rest: Vec::new().into_iter(),
                         ahead: HashMap::new(),
+                        sides: Some(sides),
                     });
                     ControlFlow::Continue(())
                 }
@@ -182,17 +215,18 @@ impl Comparison<'_> {
         })
     }
 
-    /// What differs in one directory.
-    fn directory(&mut self, both: &Pair, ahead: &HashMap<ChunkId, Fetched>) -> Result<Vec<Found>> {
-        if both.depth > DIR_DEPTH_MAX {
-            return Err(RestoreError::BadTree("directories are nested too deeply"));
-        }
+    /// What differs in one directory, from where it was left.
+    fn compare_some(&mut self, sides: &mut Sides) -> Result<Vec<Found>> {
         let mut found = Vec::new();
-        let mut sides = both.nodes.map(Cursor::new);
-        loop {
-            let [before, after] = &mut sides;
+        let Sides {
+            path,
+            cursors: [before, after],
+            ahead,
+            depth,
+        } = sides;
+        while found.len() < FOUND_MAX {
             let order = match (before.head(), after.head()) {
-                (None, None) => return Ok(found),
+                (None, None) => break,
                 (Some(Item::Node(a)), Some(Item::Node(b))) if a.id == b.id => {
                     before.pop();
                     after.pop();
@@ -233,9 +267,10 @@ impl Comparison<'_> {
                 after.entry()
             };
             let name = old.as_ref().or(new.as_ref()).map(|entry| entry.name.clone());
-            let path = join_path(&both.path, &name.unwrap_or_default());
-            pair(path, old, new, both.depth, &mut found);
+            let path = join_path(path, &name.unwrap_or_default());
+            pair(path, old, new, *depth, &mut found);
         }
+        Ok(found)
     }
 }
 
@@ -325,6 +360,12 @@ impl Item {
             Self::Node(node) => &node.first,
             Self::Entry(entry) => &entry.name,
         }
+    }
+}
+
+impl Sides {
+    fn is_over(&self) -> bool {
+        self.cursors.iter().all(|cursor| cursor.head().is_none())
     }
 }
 
