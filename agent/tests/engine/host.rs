@@ -85,6 +85,7 @@ impl Host {
             workers: 4,
             level: 3,
             missing,
+            limits: Arc::default(),
         };
         let stats = Arc::new(Stats::default());
         let caches = Caches::open(&self.state.path().join("source.cache"), !self.parent.is_empty()).unwrap();
