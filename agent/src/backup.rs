@@ -210,6 +210,8 @@ impl Run<'_> {
             session,
             context.state.membership.vault,
             self.opened.vault_empty && missing.is_empty(),
+            Arc::clone(&context.limits),
+            Arc::clone(&context.cancel),
         ));
         let settings = Settings {
             keys: Arc::clone(&context.state.keys),
@@ -220,6 +222,7 @@ impl Run<'_> {
             workers: context.config.pipeline.workers(),
             levels: context.config.pipeline.levels(),
             missing,
+            limits: Arc::clone(&context.limits),
         };
         let caches = context.state.caches(&self.source.source);
         let (stats, cancel) = (Arc::clone(&context.stats), Arc::clone(&context.cancel));
@@ -291,7 +294,7 @@ impl Run<'_> {
                 Err(status) => Fault::from(status),
             };
             match pauses.next() {
-                Some(millis) if fault.kind.is_transient() => {
+                Some(millis) if fault.kind.is_transient() && !self.context.is_cancelled() => {
                     tokio::time::sleep(Duration::from_millis(*millis)).await;
                 }
                 _ => return Err(fault.into()),

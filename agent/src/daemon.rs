@@ -173,6 +173,7 @@ fn receive(message: ControllerMessage, jobs: &Jobs, outbox: &mpsc::Sender<AgentM
         Some(Body::Offer(offer)) => jobs.offered(offer),
         Some(Body::Start(start)) => jobs.started(&start.job, start.attempt),
         Some(Body::Cancel(cancel)) => jobs.cancel(&cancel.job),
+        Some(Body::Limits(limits)) => jobs.set_limits(limits),
         Some(Body::Drop(drop)) => jobs.dropped(&drop.job, drop.attempt),
         None => tracing::debug!("a message that this version does not know"),
     }

@@ -22,6 +22,7 @@ pub use stats::{Progress, Stats};
 use crate::{
     error::{AgentError, Result},
     files::Selection,
+    limits::JobLimits,
     remote::Remote,
 };
 use attributes::{LongHeld, RootRoom};
@@ -58,6 +59,8 @@ pub struct Settings {
     pub levels: Levels,
     /// Chunks that the controllers turned out not to have although we thought so.
     pub missing: HashSet<ChunkId>,
+    /// What the run may take of this host; may change while it goes on.
+    pub limits: Arc<JobLimits>,
 }
 
 /// zstd levels.
@@ -146,6 +149,11 @@ impl Shared {
         self.failure.lock().get_or_insert(error);
         self.cancel.store(true, Ordering::Relaxed);
         self.queue.stop();
+    }
+
+    /// Bytes were read from a file: waits for as long as the limit says.
+    fn pay_for_reading(&self, bytes: usize) {
+        self.settings.limits.read.pay(bytes, &self.cancel);
     }
 
     fn check_cancelled(&self) -> Result<()> {

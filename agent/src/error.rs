@@ -6,7 +6,7 @@ use holdfast_repo::RepoError;
 use std::path::{Path, PathBuf};
 
 /// The result of anything here.
-pub type Result<T> = std::result::Result<T, AgentError>;
+pub type Result<T, E = AgentError> = std::result::Result<T, E>;
 
 /// Errors of the agent.
 #[derive(Debug, thiserror::Error)]

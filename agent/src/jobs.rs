@@ -5,16 +5,19 @@ use crate::{
     config::Config,
     engine::Stats,
     error::{AgentError, Result},
+    limits::JobLimits,
     restore_job,
     state::State,
 };
 use holdfast_core::{ErrorKind, HasKind as _, JobId, SourceRef, limits};
 use holdfast_net::{
     client::{ClientTls, ConnectOptions, Connection, connect_pool},
+    host_limits,
     metrics::Metrics,
 };
 use holdfast_proto::v1::{
-    AgentMessage, JobOffer, JobProgress, JobResult, JobUpdate, agent_message, job_offer, job_update,
+    AgentMessage, JobOffer, JobProgress, JobResult, JobUpdate, SetLimits, agent_message, job_offer,
+    job_update,
 };
 use parking_lot::Mutex;
 use prometheus_client::metrics::{counter::Counter, family::Family};
@@ -75,6 +78,8 @@ pub struct JobContext {
     pub tls: ClientTls,
     /// Set to stop.
     pub cancel: Arc<AtomicBool>,
+    /// What it may take of this host; changes while it runs.
+    pub limits: Arc<JobLimits>,
     /// Counters.
     pub stats: Arc<Stats>,
     /// Bytes that a restore has to write; 0 while unknown.
@@ -111,15 +116,24 @@ impl JobContext {
             bytes_done: progress.bytes,
             bytes_total: self.bytes_total.load(Ordering::Relaxed),
             bytes_sent: progress.sent,
+            limits: Some(self.limits.in_force()),
         }
     }
+}
+
+/// A job that runs here, as others reach it.
+struct Running {
+    cancel: Arc<AtomicBool>,
+    limits: Arc<JobLimits>,
 }
 
 #[derive(Default)]
 struct Table {
     /// Offers that we accepted and that were not started or dropped yet.
     accepted: BTreeMap<(JobId, u32), JobOffer>,
-    running: BTreeMap<JobId, Arc<AtomicBool>>,
+    running: BTreeMap<JobId, Running>,
+    /// Held by the run of a source: a new one begins when the threads of a cancelled one have ended.
+    turns: BTreeMap<SourceRef, Arc<tokio::sync::Mutex<()>>>,
     /// Jobs that someone asked to stop, as opposed to those that lost their lease.
     cancelled: BTreeSet<JobId>,
     /// The agent ends: what runs is given up without a word, and the controllers hand it out again.
@@ -209,7 +223,14 @@ impl Jobs {
             return;
         };
         let cancel = Arc::new(AtomicBool::new(false));
-        if table.running.insert(job, Arc::clone(&cancel)).is_some() {
+        // Limits that cannot be understood end the job before it does anything.
+        let limits = host_limits::from_wire(offer.limits.clone()).unwrap_or_default();
+        let limits = Arc::new(JobLimits::new(&limits));
+        let running = Running {
+            cancel: Arc::clone(&cancel),
+            limits: Arc::clone(&limits),
+        };
+        if table.running.insert(job, running).is_some() {
             return;
         }
         drop(table);
@@ -220,6 +241,7 @@ impl Jobs {
             config: Arc::clone(&self.config),
             tls: self.tls.clone(),
             cancel,
+            limits,
             stats: Arc::default(),
             bytes_total: Arc::default(),
             phase: Mutex::new(Phase::Walk),
@@ -234,13 +256,37 @@ impl Jobs {
         }
     }
 
-    /// Asks a running job to stop.
+    /// Asks a job to stop; one that was not started here yet never is.
     pub fn cancel(&self, job: &[u8]) {
         let Ok(job) = JobId::try_from(job) else { return };
         let mut table = self.table.lock();
-        if let Some(cancel) = table.running.get(&job) {
-            cancel.store(true, Ordering::Relaxed);
+        table.accepted.retain(|(accepted, _), _| *accepted != job);
+        if let Some(running) = table.running.get(&job) {
+            running.cancel.store(true, Ordering::Relaxed);
             table.cancelled.insert(job);
+        }
+    }
+
+    /// The limits of a job's source changed.
+    pub fn set_limits(&self, message: SetLimits) {
+        let SetLimits { job, limits } = message;
+        let Ok(job) = JobId::try_from(&job[..]) else {
+            return;
+        };
+        let wanted = match host_limits::from_wire(limits.clone()) {
+            Ok(wanted) => wanted,
+            Err(why) => {
+                return tracing::warn!(%job, why, "new limits cannot be understood; the old ones stay");
+            }
+        };
+        let mut table = self.table.lock();
+        let accepted = table.accepted.iter_mut().filter(|((id, _), _)| *id == job);
+        accepted.for_each(|(_, offer)| offer.limits.clone_from(&limits));
+        let running = table.running.get(&job).map(|running| Arc::clone(&running.limits));
+        drop(table);
+        if let Some(limits) = running {
+            tracing::info!(%job, ?wanted, "new limits");
+            limits.set(&wanted);
         }
     }
 
@@ -250,7 +296,7 @@ impl Jobs {
         table
             .running
             .values()
-            .for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+            .for_each(|running| running.cancel.store(true, Ordering::Relaxed));
     }
 
     /// Asks all to stop, and waits until they have, bounded by `patience`.
@@ -269,7 +315,7 @@ impl Jobs {
         holdfast_net::trace::set_parent(&span, &offer.trace_parent);
         let result = async {
             tokio::select! {
-                result = execute(&context, &offer) => result,
+                result = self.execute(&context, &offer) => result,
                 () = self.report_progress(&context) => unreachable_result(),
             }
         }
@@ -302,8 +348,10 @@ impl Jobs {
         table.running.remove(&context.job);
         let was_cancelled = table.cancelled.remove(&context.job);
         let is_interrupted = result.error_kind == ErrorKind::Interrupted.as_str();
+        // A cancelled job's session is closed, which its calls may have met before they were told.
+        let has_failed = result.state == "failed";
         match (is_interrupted, was_cancelled) {
-            (true, true) => Some(JobResult {
+            (_, true) if has_failed => Some(JobResult {
                 state: "cancelled".into(),
                 ..result
             }),
@@ -315,9 +363,31 @@ impl Jobs {
     /// Tells progress until dropped.
     async fn report_progress(&self, context: &JobContext) {
         loop {
-            tokio::time::sleep(PROGRESS_EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(PROGRESS_EVERY) => {}
+                () = context.limits.changed() => {}
+            }
             let progress = job_update::What::Progress(context.progress());
             self.tell(update(context.job, context.attempt, progress));
+        }
+    }
+
+    async fn execute(&self, context: &JobContext, offer: &JobOffer) -> JobResult {
+        let result = match host_limits::from_wire(offer.limits.clone()) {
+            Ok(_) => execute(context, offer, self.turn_of(offer)).await,
+            Err(why) => failed(&AgentError::Invalid(format!("limits: {why}"))),
+        };
+        JobResult {
+            limits: Some(context.limits.in_force()),
+            ..result
+        }
+    }
+
+    fn turn_of(&self, offer: &JobOffer) -> Arc<tokio::sync::Mutex<()>> {
+        let mut table = self.table.lock();
+        match source_of(offer) {
+            Ok(source) => Arc::clone(table.turns.entry(source).or_default()),
+            Err(_) => Arc::default(),
         }
     }
 
@@ -345,10 +415,11 @@ fn update(job: JobId, attempt: u32, what: job_update::What) -> AgentMessage {
     }
 }
 
-async fn execute(context: &JobContext, offer: &JobOffer) -> JobResult {
+async fn execute(context: &JobContext, offer: &JobOffer, turn: Arc<tokio::sync::Mutex<()>>) -> JobResult {
     let done = match &offer.work {
         Some(job_offer::Work::Backup(work)) => match (source_of(offer), work.files.clone()) {
             (Ok(source), Some(files)) => {
+                let _turn = turn.lock().await;
                 tracing::info!(%source, "backup begins");
                 backup::run(context, &source, files).await.map(|done| JobResult {
                     state: if done.partial { "partial" } else { "succeeded" }.into(),

@@ -21,6 +21,7 @@ mod error;
 pub mod files;
 pub mod jobs;
 pub mod join;
+pub mod limits;
 pub mod remote;
 pub mod restore_job;
 pub mod state;

@@ -1,7 +1,11 @@
 //! What the engine needs from the other side, and that side over gRPC.
 
-use crate::error::{AgentError, Result};
+use crate::{
+    error::{AgentError, Result},
+    limits::JobLimits,
+};
 use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use holdfast_core::{ChunkId, PackId, VaultId, limits};
 use holdfast_net::{Fault, client::Connection};
 use holdfast_proto::v1::{
@@ -9,7 +13,10 @@ use holdfast_proto::v1::{
     data_service_client::DataServiceClient, upload_frame,
 };
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::runtime::Handle;
@@ -37,6 +44,8 @@ pub trait Remote: Send + Sync {
 const TRIES: u32 = 9;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// How long a call goes on before it is seen that the run was cancelled.
+const CANCEL_LOOK: Duration = Duration::from_millis(100);
 
 /// A session at the controllers.
 pub struct GrpcRemote {
@@ -47,10 +56,13 @@ pub struct GrpcRemote {
     vault: VaultId,
     /// Set when nothing was stored yet: every query would say no.
     nothing_known: bool,
+    limits: Arc<JobLimits>,
+    cancel: Arc<AtomicBool>,
 }
 
 impl GrpcRemote {
-    /// Calls go round over `connections`, from threads outside the runtime of `handle`.
+    /// Calls go round over `connections`, from threads outside the runtime of `handle`. Packs are sent as fast as
+    /// `limits` says; `cancel` ends every call.
     #[must_use]
     pub fn new(
         handle: Handle,
@@ -58,6 +70,8 @@ impl GrpcRemote {
         session: SessionRef,
         vault: VaultId,
         nothing_known: bool,
+        limits: Arc<JobLimits>,
+        cancel: Arc<AtomicBool>,
     ) -> Self {
         Self {
             handle,
@@ -66,6 +80,8 @@ impl GrpcRemote {
             session,
             vault,
             nothing_known,
+            limits,
+            cancel,
         }
     }
 
@@ -80,7 +96,7 @@ impl GrpcRemote {
         mut call: impl AsyncFnMut(DataServiceClient<Connection>) -> std::result::Result<T, Fault>,
     ) -> Result<T> {
         let span = tracing::Span::current();
-        self.handle.block_on(tracing::Instrument::instrument(
+        let tries = tracing::Instrument::instrument(
             async {
                 let mut pause = FIRST_PAUSE;
                 for left in (0..TRIES).rev() {
@@ -97,7 +113,21 @@ impl GrpcRemote {
                 Err(AgentError::Internal("no try was made".into()))
             },
             span,
-        ))
+        );
+        self.handle.block_on(async {
+            tokio::select! {
+                outcome = tries => outcome,
+                () = self.cancelled() => Err(AgentError::Interrupted(
+                    "the run was cancelled or its lease ended".into(),
+                )),
+            }
+        })
+    }
+
+    async fn cancelled(&self) {
+        while !self.cancel.load(Ordering::Relaxed) {
+            tokio::time::sleep(CANCEL_LOOK).await;
+        }
     }
 }
 
@@ -180,16 +210,26 @@ impl Remote for GrpcRemote {
             let header = UploadFrame {
                 body: Some(upload_frame::Body::Header(header)),
             };
-            let bytes = bytes.clone();
-            let frames = (0..bytes.len()).step_by(limits::FRAME_LEN).map(move |at| {
-                let data = bytes.slice(at..(at + limits::FRAME_LEN).min(bytes.len()));
-                UploadFrame {
-                    body: Some(upload_frame::Body::Data(data)),
-                }
-            });
-            let frames = futures::stream::iter(std::iter::once(header).chain(frames));
+            let data = paced(bytes.clone(), Arc::clone(&self.limits));
+            let frames = futures::stream::iter([header]).chain(data);
             client.upload_pack(frames).await?;
             Ok(())
         })
     }
+}
+
+/// A pack's bytes in frames, each once the limit lets it go.
+fn paced(bytes: Bytes, pace: Arc<JobLimits>) -> impl Stream<Item = UploadFrame> + Send {
+    futures::stream::unfold((bytes, pace), async |(mut bytes, pace)| {
+        if bytes.is_empty() {
+            return None;
+        }
+        let len = pace.send.piece(limits::FRAME_LEN).min(bytes.len());
+        let data = bytes.split_to(len);
+        pace.send.paid(len).await;
+        let frame = UploadFrame {
+            body: Some(upload_frame::Body::Data(data)),
+        };
+        Some((frame, (bytes, pace)))
+    })
 }

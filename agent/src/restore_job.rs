@@ -3,21 +3,29 @@
 use crate::{
     error::{AgentError, Result},
     jobs::{JobContext, Phase},
+    limits::JobLimits,
 };
-use holdfast_core::{HasKind as _, SnapshotId};
+use async_trait::async_trait;
+use holdfast_core::{ChunkId, HasKind as _, PackId, SnapshotId};
 use holdfast_net::Fault;
 use holdfast_proto::v1::{JobResult, RestoreSpec, RunStats};
 use holdfast_restore::{
-    GrpcSource, Layout, OnRemoval, Progress, RestoreError, RestoreOptions, Snapshot, restore,
+    BlobSource, Fetched, GrpcSource, Layout, OnRemoval, Progress, RestoreError, RestoreOptions, Snapshot,
+    restore,
 };
 use std::{
     path::{Component, Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 /// How often the job's counters follow the restore's.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// How long a wait for the limit goes on before it is seen that the job was cancelled.
+const CANCEL_LOOK: Duration = Duration::from_millis(100);
 
 /// Carries a restore out.
 ///
@@ -36,6 +44,11 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
     let connections = context.connect_data().await?;
     let (root, _) = GrpcSource::root(connections[0].clone(), id).await.map_err(lift)?;
     let source = GrpcSource::new(connections, context.state.membership.vault).map_err(lift)?;
+    let source = Paced {
+        source,
+        limits: Arc::clone(&context.limits),
+        cancel: Arc::clone(&context.cancel),
+    };
     let opened = Snapshot::open(&root, Arc::new(source), Arc::clone(&context.state.keys)).map_err(lift)?;
     if opened.root().clear.snapshot != id {
         return Err(AgentError::Invalid(
@@ -86,7 +99,73 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
         error: error.unwrap_or_default(),
         snapshot: snapshot.clone(),
         stats: Some(stats),
+        ..JobResult::default()
     })
+}
+
+/// Blobs as fast as the limit says, until the job is cancelled. They are paid for when they have come: what is under
+/// way is bounded anyway.
+struct Paced {
+    source: GrpcSource,
+    limits: Arc<JobLimits>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Paced {
+    async fn pay(&self, fetched: impl Iterator<Item = &Fetched>) {
+        let bytes = fetched.map(|(blob, _)| blob.len()).sum();
+        self.limits.send.paid(bytes).await;
+    }
+
+    async fn unless_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, RestoreError>>,
+    ) -> Result<T, RestoreError> {
+        let cancelled = async {
+            while !self.cancel.load(Ordering::Relaxed) {
+                tokio::time::sleep(CANCEL_LOOK).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = cancelled => Err(RestoreError::Interrupted),
+        }
+    }
+}
+
+#[async_trait]
+impl BlobSource for Paced {
+    async fn fetch(&self, ids: &[ChunkId]) -> Result<Vec<Option<Fetched>>, RestoreError> {
+        let fetching = async {
+            let blobs = self.source.fetch(ids).await?;
+            self.pay(blobs.iter().flatten()).await;
+            Ok(blobs)
+        };
+        self.unless_cancelled(fetching).await
+    }
+
+    async fn fetch_within(
+        &self,
+        ids: &[ChunkId],
+        bytes: usize,
+    ) -> Result<Vec<Option<Fetched>>, RestoreError> {
+        let fetching = async {
+            let blobs = self.source.fetch_within(ids, bytes).await?;
+            self.pay(blobs.iter().flatten()).await;
+            Ok(blobs)
+        };
+        self.unless_cancelled(fetching).await
+    }
+
+    async fn fetch_avoiding(&self, id: ChunkId, bad: &[PackId]) -> Result<Option<Fetched>, RestoreError> {
+        let fetching = async {
+            let blob = self.source.fetch_avoiding(id, bad).await?;
+            self.pay(blob.iter()).await;
+            Ok(blob)
+        };
+        self.unless_cancelled(fetching).await
+    }
 }
 
 /// Copies the restore's progress into the job's counters, until dropped.

@@ -1,6 +1,7 @@
 //! Holdfast beside its peers on the same data, in the same run, on the same disk: ratios count.
 
 pub mod daily;
+pub mod limits;
 pub mod measure;
 pub mod ours;
 pub mod peers;

@@ -4,9 +4,11 @@
 mod binaries;
 mod cluster;
 mod ctl;
+mod jobs;
 mod process;
 
 pub use binaries::Binaries;
 pub use cluster::{Agent, Cluster, Options, free_port, restored_root, source_document};
 pub use ctl::Output;
+pub use jobs::{Thread, entries, threads};
 pub use process::{Process, Trap, Victim};

@@ -295,10 +295,19 @@ impl Reading<'_> {
             bytes.reserve_exact(room);
             let from = self.at + have;
             let start = bytes.len();
-            let read = rustix::io::pread(self.fd, rustix::buffer::spare_capacity(bytes), from)?;
+            let piece = self.shared.settings.limits.read.piece(room);
+            let read = if piece < room {
+                self.shared.check_cancelled()?;
+                bytes.resize(start + piece, 0);
+                rustix::io::pread(self.fd, &mut bytes[start..], from)?
+            } else {
+                rustix::io::pread(self.fd, rustix::buffer::spare_capacity(bytes), from)?
+            };
             // The buffer may have had more room than was asked for.
-            bytes.truncate(start + read.min(room));
-            have += read.min(room) as u64;
+            let read = read.min(room);
+            bytes.truncate(start + read);
+            self.shared.pay_for_reading(read);
+            have += read as u64;
             if read == 0 {
                 return Ok(true);
             }

@@ -25,6 +25,7 @@ use std::{
 
 /// Works until the queue is empty or stopped.
 pub(super) fn run(shared: &Shared) {
+    let _working = shared.settings.limits.enter();
     let mut sink = match Sink::new(shared) {
         Ok(sink) => sink,
         Err(error) => return shared.fail(error),
@@ -168,6 +169,7 @@ fn read_until_stable(
     for attempt in 0..=REREADS {
         arena.truncate(start);
         let read = read_whole(&fd, before.st_size as usize, arena)?;
+        shared.pay_for_reading(read);
         let found = Found::read(shared, Handle::Open(fd.as_fd()), false);
         let after = rustix::fs::fstat(&fd)?;
         let changed = is_changed(&before, &after) || read as i64 != before.st_size;

@@ -88,6 +88,7 @@ impl Host {
                 segments: 1,
             },
             missing,
+            limits: Arc::default(),
         };
         let stats = Arc::new(Stats::default());
         let caches = Caches::open(&self.state.path().join("source.cache"), !self.parent.is_empty()).unwrap();

@@ -176,6 +176,7 @@ fn a_cancelled_run_ends_with_an_error() {
             segments: 1,
         },
         missing: HashSet::new(),
+        limits: Arc::default(),
     };
     let caches = Caches::open(&host.state.path().join("source.cache"), false).unwrap();
     let cancel = Arc::new(AtomicBool::new(true));

@@ -13,6 +13,7 @@
 
 mod clock;
 mod error;
+mod host_limits;
 mod id;
 pub mod limits;
 mod name;
@@ -20,6 +21,7 @@ mod names;
 
 pub use clock::{Clock, ManualClock, SystemClock, UnixMillis};
 pub use error::{ErrorKind, HasKind};
+pub use host_limits::{HostLimits, IoClass, nice_of_weight, weight_of_nice};
 pub use id::{
     ChunkId, ClusterId, IdError, JobId, PackId, RequestId, SessionId, SnapshotId, StoreId, VaultId,
 };

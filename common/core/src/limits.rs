@@ -118,5 +118,15 @@ pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const CHUNK_BYTES_QUEUED: usize = 6 * MIB;
 /// Times a commit is tried again after the controller asked for missing chunks.
 pub const COMMIT_RETRIES: usize = 3;
+/// Slowest bandwidth or read rate that a source may ask for, in bytes per second: below it a run would hardly end.
+pub const RATE_MIN: u64 = 1024;
+/// Fastest one: faster than any host, and far from where arithmetic ends.
+pub const RATE_MAX: u64 = 1 << 40;
+/// The CPU weight of a thread of normal priority; also the highest that can be asked for.
+pub const CPU_WEIGHT_MAX: u32 = 100;
+/// Lowest I/O priority of Linux.
+pub const IO_PRIORITY_MAX: u32 = 7;
+/// Most warnings about limits that are kept with a job.
+pub const LIMIT_WARNINGS_MAX: usize = 4;
 /// First and longest pause between attempts to reach a controller.
 pub const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));

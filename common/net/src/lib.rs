@@ -15,6 +15,7 @@
 pub mod client;
 pub mod durable;
 mod error;
+pub mod host_limits;
 mod identity;
 pub mod keys;
 pub mod kit;

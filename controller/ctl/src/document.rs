@@ -1,8 +1,12 @@
 //! YAML documents: what `apply`, `diff` and `delete` work on.
 
+mod limits;
+
 use crate::error::{Result, invalid, lift_display};
 use holdfast_core::SourceRef;
-use holdfast_proto::v1::FilesSpec;
+use holdfast_net::host_limits;
+use holdfast_proto::v1::{self, FilesSpec};
+use limits::Limits;
 use serde::{Deserialize, Serialize};
 
 /// Largest file of documents.
@@ -24,6 +28,9 @@ pub(crate) struct SourceDocument {
     /// A file source's settings; may also stand below `spec`.
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Files>,
+    /// What its jobs may take of their host; stands beside `files`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spec: Option<Spec>,
 }
@@ -37,6 +44,8 @@ enum Kind {
 #[serde(deny_unknown_fields)]
 struct Spec {
     files: Files,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +64,7 @@ struct Files {
 impl SourceDocument {
     fn files(&self) -> Result<&Files> {
         match (&self.files, &self.spec) {
-            (Some(files), None) | (None, Some(Spec { files })) => Ok(files),
+            (Some(files), None) | (None, Some(Spec { files, .. })) => Ok(files),
             (None, None) => Err(invalid(format!("source {}: `files` is missing", self.name))
                 .with_hint("say what to back up, for example: files: {roots: [/srv/uploads]}")),
             (Some(_), Some(_)) => Err(invalid(format!(
@@ -79,15 +88,43 @@ impl SourceDocument {
         })
     }
 
-    /// The one JSON form that the catalog keeps, whichever way the document was written.
-    pub(crate) fn to_json(&self) -> Result<String> {
-        let normal = Self {
+    fn limits(&self) -> Result<Option<&Limits>> {
+        match (
+            self.limits.as_ref(),
+            self.spec.as_ref().and_then(|spec| spec.limits.as_ref()),
+        ) {
+            (Some(_), Some(_)) => Err(invalid(format!(
+                "source {}: `limits` stands both alone and below `spec`",
+                self.name
+            ))),
+            (alone, below) => Ok(alone.or(below)),
+        }
+    }
+
+    /// The limits in the form of the wire; none when there are none.
+    pub(crate) fn wire_limits(&self) -> Result<Option<v1::Limits>> {
+        let Some(limits) = self.limits()? else {
+            return Ok(None);
+        };
+        let limits = limits
+            .host_limits()
+            .map_err(|why| invalid(format!("source {}: limits: {why}", self.name)))?;
+        Ok((!limits.is_none()).then(|| host_limits::to_wire(&limits)))
+    }
+
+    fn normal(&self) -> Result<Self> {
+        Ok(Self {
             kind: self.kind,
             name: self.name.clone(),
             files: Some(self.files()?.clone()),
+            limits: self.limits()?.cloned(),
             spec: None,
-        };
-        serde_json::to_string(&normal).map_err(lift_display)
+        })
+    }
+
+    /// The one JSON form that the catalog keeps, whichever way the document was written.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        serde_json::to_string(&self.normal()?).map_err(lift_display)
     }
 
     /// Reads [`SourceDocument::to_json`].
@@ -97,13 +134,7 @@ impl SourceDocument {
 
     /// The document as people write it.
     pub(crate) fn to_yaml(&self) -> Result<String> {
-        let normal = Self {
-            kind: self.kind,
-            name: self.name.clone(),
-            files: Some(self.files()?.clone()),
-            spec: None,
-        };
-        serde_norway::to_string(&normal).map_err(lift_display)
+        serde_norway::to_string(&self.normal()?).map_err(lift_display)
     }
 
     fn check(&self) -> Result<()> {
@@ -142,7 +173,7 @@ impl SourceDocument {
             .find(|pattern| pattern.is_empty() || pattern.len() > TEXT_MAX)
         {
             Some(pattern) => bad(format!("{pattern:?} is not a pattern")),
-            None => Ok(()),
+            None => self.wire_limits().map(|_| ()),
         }
     }
 }
@@ -228,6 +259,29 @@ mod tests {
         assert!(!spec.cross_mounts);
         assert_eq!(SourceDocument::from_json(&flat.to_json().unwrap()).unwrap(), flat);
         assert_eq!(parse(&flat.to_yaml().unwrap()).unwrap().remove(0), flat);
+    }
+
+    #[test]
+    fn limits_stand_beside_files_and_are_checked() {
+        let limits = "{bandwidth: 2MiB/s, io_class: idle}";
+        let flat = parse(&format!("{GOOD}limits: {limits}\n")).unwrap().remove(0);
+        let files = "files: {roots: [/srv/uploads], exclude: ['*.tmp']}";
+        let nested = format!("kind: Source\nname: web1/uploads\nspec: {{{files}, limits: {limits}}}");
+        assert_eq!(
+            parse(&nested).unwrap()[0].to_json().unwrap(),
+            flat.to_json().unwrap()
+        );
+        let wire = flat.wire_limits().unwrap().unwrap();
+        assert_eq!((wire.bandwidth, wire.io_class.as_str()), (2 << 20, "idle"));
+        assert_eq!(parse(GOOD).unwrap()[0].wire_limits().unwrap(), None);
+        assert!(flat.to_yaml().unwrap().contains("bandwidth: 2MiB/s"));
+        let fault = parse(&format!("{GOOD}limits: {{cpu_weight: 0}}\n")).unwrap_err();
+        assert!(
+            fault.message.contains("web1/uploads") && fault.message.contains("CPU weight"),
+            "{fault}"
+        );
+        let fault = parse(&format!("{GOOD}limits: {{bandwith: 1MiB}}\n")).unwrap_err();
+        assert_eq!(fault.hint.as_deref(), Some("did you mean `bandwidth`?"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod agent;
 mod cluster;
 mod job;
+mod limits;
 mod snapshot;
 mod source;
 

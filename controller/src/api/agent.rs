@@ -1,10 +1,14 @@
 //! AgentService: joining, renewal, and the control stream.
 
-use super::authorise::{Right, require};
+use super::{
+    authorise::{Right, require},
+    fleet::Fleet as _,
+    wire::{limits_in_force, wire_limits_in_force},
+};
 use crate::{
     catalog::{
         Actor, Command, Queries as _, Reply,
-        model::{JobOutcome, JobState},
+        model::{Job, JobOutcome, JobState},
     },
     error::{Error, Result},
     jobs::{Hub, Registration},
@@ -13,7 +17,8 @@ use crate::{
 use futures::{StreamExt as _, stream::BoxStream};
 use holdfast_core::{ErrorKind, HasKind as _, JobId, Name, SnapshotId, limits};
 use holdfast_net::{
-    Identity, Role, pki::IssuingCa, server::PeerIdentity, status::to_status, token::hash_join_auth,
+    Identity, Role, host_limits, pki::IssuingCa, server::PeerIdentity, status::to_status,
+    token::hash_join_auth,
 };
 use holdfast_proto::v1::{
     self, AgentHello, AgentMessage, ControllerMessage, DropJob, JobResult, JobUpdate, StartJob, Welcome,
@@ -301,17 +306,13 @@ impl Agents {
     async fn update(&self, agent: &Name, update: JobUpdate) -> Result<()> {
         let JobUpdate { job, attempt, what } = update;
         let id: JobId = super::wire::id(&job)?;
-        let theirs = self
-            .catalog
-            .view()
-            .job(id)?
-            .is_some_and(|job| job.agent == *agent);
-        if !theirs {
+        let known = self.catalog.view().job(id)?.filter(|job| job.agent == *agent);
+        let Some(known) = known else {
             return Err(Error::refused(
                 ErrorKind::Denied,
                 format!("job {id} is not this agent's"),
             ));
-        }
+        };
         match what {
             Some(job_update::What::Accepted(true)) => {
                 let command = Command::StartJob { job: id, attempt };
@@ -329,13 +330,34 @@ impl Agents {
                 self.hub.send(agent, body);
                 started.map(|_| ())
             }
-            Some(job_update::What::Progress(progress)) => {
-                self.hub.progressed(id, progress);
-                Ok(())
-            }
+            Some(job_update::What::Progress(progress)) => self.progressed(&known, progress),
             Some(job_update::What::Result(result)) => self.finish(agent, id, attempt, result).await,
             Some(job_update::What::Accepted(false)) | None => Ok(()),
         }
+    }
+
+    /// Notes how a job goes on, and tells its agent again what it may not have heard: that the job was cancelled,
+    /// that its limits changed.
+    fn progressed(&self, job: &Job, progress: v1::JobProgress) -> Result<()> {
+        if job.state.is_over() {
+            self.hub.job_cancelled(job.id, &job.agent);
+            return Ok(());
+        }
+        let limits = limits_in_force(progress.limits);
+        if let Some(limits) = &limits {
+            let source = self.catalog.view().source(&job.source)?;
+            let wanted = source.map(|source| source.limits).unwrap_or_default();
+            if wanted != limits.asked {
+                self.hub
+                    .limits_changed(job.id, &job.agent, host_limits::to_wire(&wanted));
+            }
+        }
+        let progress = v1::JobProgress {
+            limits: limits.as_ref().map(wire_limits_in_force),
+            ..progress
+        };
+        self.hub.progressed(job.id, progress);
+        Ok(())
     }
 
     async fn finish(&self, agent: &Name, job: JobId, attempt: u32, result: JobResult) -> Result<()> {
@@ -345,6 +367,7 @@ impl Agents {
             error,
             snapshot,
             stats,
+            limits,
         } = result;
         let outcome = JobOutcome {
             state: JobState::from_wire(&state)
@@ -354,6 +377,7 @@ impl Agents {
             error: error.chars().take(limits::SLED_VALUE_MAX / 4).collect(),
             snapshot: SnapshotId::try_from(&snapshot[..]).ok(),
             stats: super::wire::run_stats(stats),
+            limits: limits_in_force(limits),
         };
         let command = Command::FinishJob {
             job,

@@ -8,19 +8,19 @@ use super::{
     authorise::{Right, require},
     fleet::Fleet,
     maintenance::Maintenance,
-    wire::{files_spec, id, invalid, source_ref},
+    wire::{files_spec, id, invalid, source_limits, source_ref},
 };
 use crate::{
     catalog::{
         Actor, Command, Queries as _, Reply,
-        model::{SnapshotState, TokenRole},
+        model::{JobState, SnapshotState, TokenRole},
     },
     error::{Error, Result},
     raft::Catalog,
 };
 use futures::{StreamExt as _, stream::BoxStream};
-use holdfast_core::{ErrorKind, Name, NameError, RequestId, SnapshotId, VaultId, limits};
-use holdfast_net::{server::PeerIdentity, status::to_status};
+use holdfast_core::{ErrorKind, Name, NameError, RequestId, SnapshotId, SourceRef, VaultId, limits};
+use holdfast_net::{host_limits, server::PeerIdentity, status::to_status};
 use holdfast_proto::v1::{self, control_service_server::ControlService};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -134,21 +134,44 @@ impl Control {
             r#ref,
             document,
             files,
+            limits,
         } = request;
         let source = source_ref(r#ref.as_ref())?;
         let command = Command::PutSource {
-            source,
+            source: source.clone(),
             document,
             files: files_spec(files)?,
+            limits: source_limits(limits)?,
         };
         match self
             .catalog
             .propose(actor, request_id_of(&request_id)?, command)
             .await?
         {
-            Reply::Put { created, changed } => Ok(v1::PutSourceResponse { created, changed }),
+            Reply::Put { created, changed } => {
+                if changed {
+                    self.tell_limits(&source)?;
+                }
+                Ok(v1::PutSourceResponse { created, changed })
+            }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Tells agents at once of limits that changed under their running jobs. One that is not reached now is told
+    /// when it next says how its job goes on.
+    fn tell_limits(&self, name: &SourceRef) -> Result<()> {
+        let view = self.catalog.view();
+        let Some(source) = view.source(name)? else {
+            return Ok(());
+        };
+        let limits = host_limits::to_wire(&source.limits);
+        for job in view.active_jobs(None)? {
+            if job.source == *name && job.state == JobState::Running {
+                self.fleet.limits_changed(job.id, &job.agent, limits.clone());
+            }
+        }
+        Ok(())
     }
 
     async fn delete_source(

@@ -1,7 +1,7 @@
 //! What the leader knows of agents beside the catalog: who is connected, how jobs go on.
 
 use holdfast_core::{JobId, Name, UnixMillis};
-use holdfast_proto::v1::JobProgress;
+use holdfast_proto::v1::{JobProgress, Limits};
 use tokio::sync::watch;
 
 /// The connected agents, as services see them.
@@ -18,4 +18,6 @@ pub trait Fleet: Send + Sync {
     fn progress_changes(&self) -> watch::Receiver<u64>;
     /// A job was cancelled: tell its agent.
     fn job_cancelled(&self, job: JobId, agent: &Name);
+    /// The limits of a running job's source changed: tell its agent.
+    fn limits_changed(&self, job: JobId, agent: &Name, limits: Limits);
 }

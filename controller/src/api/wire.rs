@@ -2,13 +2,17 @@
 
 use crate::{
     catalog::model::{
-        Agent, Audit, FilesSpec, Job, JobOutcome, JobWork, Problem, RestoreSpec, RunStats, Snapshot,
-        SnapshotState, Source,
+        Agent, Audit, FilesSpec, Job, JobOutcome, JobWork, LimitsInForce, Problem, RestoreSpec, RunStats,
+        Snapshot, SnapshotState, Source,
     },
     error::{Error, Result},
 };
-use holdfast_core::{ErrorKind, IdError, NameError, SourceRef};
+use holdfast_core::{ErrorKind, HostLimits, IdError, NameError, SourceRef, limits};
+use holdfast_net::host_limits;
 use holdfast_proto::v1;
+
+/// Longest text that an agent may say of limits, in characters.
+const LIMIT_TEXT_MAX: usize = 200;
 
 /// A malformed part of a request.
 pub fn invalid(why: impl std::fmt::Display) -> Error {
@@ -192,9 +196,76 @@ pub fn wire_snapshot(snapshot: &Snapshot) -> v1::Snapshot {
     }
 }
 
-/// A job for the wire.
+/// Limits out of a request.
+///
+/// # Errors
+/// `Invalid` for what is beyond its bounds.
+pub fn source_limits(wire: Option<v1::Limits>) -> Result<HostLimits> {
+    host_limits::from_wire(wire).map_err(|why| invalid(format!("limits: {why}")))
+}
+
+/// What an agent says of the limits that a job runs under; none when it says nothing that can be understood.
 #[must_use]
-pub fn wire_job(job: &Job) -> v1::Job {
+pub fn limits_in_force(wire: Option<v1::LimitsInForce>) -> Option<LimitsInForce> {
+    let v1::LimitsInForce {
+        asked,
+        bandwidth,
+        read_rate,
+        threads,
+        nice,
+        cpu_weight,
+        io_class,
+        io_priority,
+        warnings,
+    } = wire?;
+    let short = |text: String| text.chars().take(LIMIT_TEXT_MAX).collect();
+    Some(LimitsInForce {
+        asked: source_limits(asked).ok()?,
+        bandwidth,
+        read_rate,
+        threads,
+        nice,
+        cpu_weight,
+        io_class: short(io_class),
+        io_priority,
+        warnings: warnings
+            .into_iter()
+            .take(limits::LIMIT_WARNINGS_MAX)
+            .map(short)
+            .collect(),
+    })
+}
+
+/// Limits in force, for the wire.
+#[must_use]
+pub fn wire_limits_in_force(limits: &LimitsInForce) -> v1::LimitsInForce {
+    let LimitsInForce {
+        asked,
+        bandwidth,
+        read_rate,
+        threads,
+        nice,
+        cpu_weight,
+        io_class,
+        io_priority,
+        warnings,
+    } = limits.clone();
+    v1::LimitsInForce {
+        asked: Some(host_limits::to_wire(&asked)),
+        bandwidth,
+        read_rate,
+        threads,
+        nice,
+        cpu_weight,
+        io_class,
+        io_priority,
+        warnings,
+    }
+}
+
+/// A job for the wire, with how it goes on as far as that is known.
+#[must_use]
+pub fn wire_job(job: &Job, progress: Option<&v1::JobProgress>) -> v1::Job {
     let restores = match &job.work {
         JobWork::Restore(spec) => Some(spec.snapshot),
         JobWork::Backup => None,
@@ -220,6 +291,10 @@ pub fn wire_job(job: &Job) -> v1::Job {
             .unwrap_or_default(),
         stats: outcome.map(|JobOutcome { stats, .. }| wire_stats(stats)),
         requested_by: job.requested_by.clone(),
+        limits: match outcome {
+            Some(outcome) => outcome.limits.as_ref().map(wire_limits_in_force),
+            None => progress.and_then(|progress| progress.limits.clone()),
+        },
     }
 }
 
@@ -242,6 +317,7 @@ pub fn wire_source(source: &Source) -> v1::Source {
             .active_job
             .map(|id| id.as_bytes().to_vec().into())
             .unwrap_or_default(),
+        limits: (!source.limits.is_none()).then(|| host_limits::to_wire(&source.limits)),
     }
 }
 

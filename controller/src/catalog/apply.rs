@@ -152,7 +152,8 @@ fn run<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
             source,
             document,
             files,
-        } => sources::put(cx, source, document, files),
+            limits,
+        } => sources::put(cx, source, document, files, limits),
         Command::DeleteSource { source } => sources::delete(cx, source),
         Command::CreateJob {
             job,

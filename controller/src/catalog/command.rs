@@ -5,7 +5,8 @@ use super::model::{
     TokenRole,
 };
 use holdfast_core::{
-    ErrorKind, JobId, Name, PackId, RequestId, SessionId, SnapshotId, SourceRef, StoreId, UnixMillis, VaultId,
+    ErrorKind, HostLimits, JobId, Name, PackId, RequestId, SessionId, SnapshotId, SourceRef, StoreId,
+    UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -139,6 +140,8 @@ pub enum Command {
         source: SourceRef,
         document: String,
         files: FilesSpec,
+        #[serde(default, skip_serializing_if = "HostLimits::is_none")]
+        limits: HostLimits,
     },
     /// Forgets a source. Refused while it has snapshots (deleted ones in their undo period too), a job or a session.
     DeleteSource { source: SourceRef },

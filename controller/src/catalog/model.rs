@@ -3,7 +3,8 @@
 //! Times are catalog time in milliseconds since 1970 ([`UnixMillis`]); an index is a Raft log index.
 
 use holdfast_core::{
-    ClusterId, ErrorKind, JobId, Name, PackId, SessionId, SnapshotId, SourceRef, StoreId, UnixMillis, VaultId,
+    ClusterId, ErrorKind, HostLimits, JobId, Name, PackId, SessionId, SnapshotId, SourceRef, StoreId,
+    UnixMillis, VaultId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -142,6 +143,9 @@ pub struct Source {
     pub document: String,
     /// Settings taken from the document.
     pub files: FilesSpec,
+    /// What its jobs may take of their host.
+    #[serde(default, skip_serializing_if = "HostLimits::is_none")]
+    pub limits: HostLimits,
     /// When it was first applied.
     pub created_at: UnixMillis,
     /// When it last changed.
@@ -291,6 +295,27 @@ pub struct JobOutcome {
     pub snapshot: Option<SnapshotId>,
     /// Counts.
     pub stats: RunStats,
+    /// The limits that it ran under, as its agent read them back; none when it did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsInForce>,
+}
+
+/// The limits that a job runs under; see `LimitsInForce` in types.proto.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    missing_docs,
+    reason = "each field is documented where it is defined, in types.proto"
+)]
+pub struct LimitsInForce {
+    pub asked: HostLimits,
+    pub bandwidth: u64,
+    pub read_rate: u64,
+    pub threads: u32,
+    pub nice: i32,
+    pub cpu_weight: u32,
+    pub io_class: String,
+    pub io_priority: u32,
+    pub warnings: Vec<String>,
 }
 
 /// A unit of work for an agent.

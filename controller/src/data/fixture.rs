@@ -142,6 +142,7 @@ impl World {
                         roots: vec!["/srv".into()],
                         ..FilesSpec::default()
                     },
+                    limits: holdfast_core::HostLimits::default(),
                 })
                 .await;
         }

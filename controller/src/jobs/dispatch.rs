@@ -14,6 +14,7 @@ use crate::{
     raft::Catalog,
 };
 use holdfast_core::limits;
+use holdfast_net::host_limits;
 use holdfast_proto::v1::{BackupWork, JobOffer, controller_message, job_offer};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -86,6 +87,9 @@ fn offer_of(view: &CatalogView, job: &Job) -> Result<Option<JobOffer>> {
         source: Some(wire_ref(&job.source)),
         trace_parent: job.trace.clone(),
         work: Some(work),
+        limits: view
+            .source(&job.source)?
+            .map(|source| host_limits::to_wire(&source.limits)),
     }))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::api::fleet::Fleet;
 use holdfast_core::{Clock, JobId, Name, UnixMillis};
-use holdfast_proto::v1::{CancelJob, ControllerMessage, JobProgress, controller_message};
+use holdfast_proto::v1::{CancelJob, ControllerMessage, JobProgress, Limits, SetLimits, controller_message};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
@@ -188,6 +188,16 @@ impl Fleet for Hub {
             }),
         );
         self.forget(job);
+    }
+
+    fn limits_changed(&self, job: JobId, agent: &Name, limits: Limits) {
+        let message = SetLimits {
+            job: job.as_bytes().to_vec().into(),
+            limits: Some(limits),
+        };
+        if !self.send(agent, controller_message::Body::Limits(message)) {
+            tracing::debug!(%job, %agent, "the agent's stream did not take the new limits; they are sent again");
+        }
     }
 }
 

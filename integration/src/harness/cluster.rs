@@ -36,6 +36,8 @@ pub struct Options {
     pub log: Option<String>,
     /// The agents' zstd level, when not the default.
     pub level: Option<i64>,
+    /// The agents' worker threads, when not the default.
+    pub workers: Option<i64>,
 }
 
 /// An agent's process and its files.
@@ -336,10 +338,12 @@ impl Cluster {
             "restore_targets".into(),
             toml::Value::Array(vec![toml::Value::String(target)]),
         );
-        if let Some(level) = self.options.level {
-            let pipeline = toml::Table::from_iter([("level".to_string(), toml::Value::Integer(level))]);
-            table.insert("pipeline".into(), toml::Value::Table(pipeline));
-        }
+        let settings = [("level", self.options.level), ("workers", self.options.workers)];
+        let pipeline: toml::Table = settings
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_string(), toml::Value::Integer(value?))))
+            .collect();
+        table.insert("pipeline".into(), toml::Value::Table(pipeline));
         fs::write(config, toml::to_string(&table).unwrap()).unwrap();
     }
 

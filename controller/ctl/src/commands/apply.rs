@@ -20,6 +20,7 @@ pub(super) async fn apply(cluster: &Cluster, file: &Path) -> Result<()> {
             r#ref: Some(wire_source(&document.name)),
             document: document.to_json()?,
             files: Some(document.files_spec()?),
+            limits: document.wire_limits()?,
         };
         let answer = retry(|| {
             let (mut control, request) = (cluster.control(), request.clone());

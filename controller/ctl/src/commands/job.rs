@@ -23,12 +23,22 @@ pub(super) async fn cancel(cluster: &Cluster, job: &str) -> Result<()> {
         request_id: request_id(),
         job: bytes_of(job.as_bytes()),
     };
-    retry(|| {
+    let answer = retry(|| {
         let (mut control, request) = (cluster.control(), request.clone());
         async move { control.cancel_job(request).await }
     })
-    .await?;
-    output::print(&format!("job {job}: asked to stop\n"))
+    .await?
+    .into_inner();
+    match answer.state.as_str() {
+        "cancelled" => output::print(&format!("job {job}: cancelled\n")),
+        // A controller of an earlier version says nothing.
+        "" => output::print(&format!("job {job}: asked to stop\n")),
+        state => Err(fault(
+            ErrorKind::Conflict,
+            format!("job {job} had its snapshot already: it is {state}"),
+        )
+        .with_hint(format!("holdfastctl describe jobs {job}"))),
+    }
 }
 
 pub(super) async fn watch(cluster: &Cluster, job: &str, format: Format) -> Result<()> {
@@ -114,6 +124,9 @@ fn is_over(state: &str) -> bool {
 
 /// Shows how a job ended, and turns that into the command's outcome.
 pub(super) fn finish(job: JobRow, format: Format) -> Result<()> {
+    for warning in job.limit_warnings() {
+        eprintln!("warning: limits: {warning}");
+    }
     match format {
         Format::Json | Format::Yaml => output::print(&output::value(&job, format)?)?,
         Format::Name => output::print(&job.snapshot.map(|id| format!("{id}\n")).unwrap_or_default())?,

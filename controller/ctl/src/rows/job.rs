@@ -1,6 +1,6 @@
 //! Jobs.
 
-use super::{Stats, id, optional_id, or_dash, source, text};
+use super::{Stats, id, limits::LimitsRow, optional_id, or_dash, source, text};
 use crate::{
     error::Result,
     output::{Row, short_time, time},
@@ -27,6 +27,8 @@ pub(crate) struct JobRow {
     started_at: Option<String>,
     finished_at: Option<String>,
     pub(crate) stats: Stats,
+    /// The limits that it runs under, or ended under, as its agent read them back.
+    limits: Option<LimitsRow>,
     #[serde(skip)]
     created_millis: u64,
 }
@@ -49,6 +51,7 @@ impl TryFrom<v1::Job> for JobRow {
             snapshot,
             stats,
             requested_by,
+            limits,
         } = wire;
         Ok(Self {
             id: id(&raw_id)?,
@@ -65,8 +68,16 @@ impl TryFrom<v1::Job> for JobRow {
             started_at: time(started_at),
             finished_at: time(finished_at),
             stats: stats.unwrap_or_default().into(),
+            limits: limits.map(LimitsRow::from),
             created_millis: created_at,
         })
+    }
+}
+
+impl JobRow {
+    /// What of its source's limits could not be applied, and why.
+    pub(crate) fn limit_warnings(&self) -> &[String] {
+        self.limits.as_ref().map_or(&[], |limits| &limits.warnings)
     }
 }
 
@@ -83,6 +94,7 @@ impl Row for JobRow {
         "ATTEMPT",
         "SNAPSHOT",
         "REQUESTED BY",
+        "LIMITS",
     ];
     const NARROW: usize = 6;
 
@@ -102,6 +114,7 @@ impl Row for JobRow {
             self.attempt.to_string(),
             or_dash(&self.snapshot),
             self.requested_by.clone(),
+            or_dash(&self.limits),
         ]
     }
 }

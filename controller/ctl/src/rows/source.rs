@@ -40,6 +40,8 @@ impl TryFrom<v1::Source> for SourceRow {
             latest_at,
             snapshots,
             running_job,
+            // They stand in the document, as they were written.
+            limits: _,
         } = wire;
         Ok(Self {
             name: source(r#ref)?,

@@ -99,14 +99,19 @@ impl Control {
     ) -> Result<v1::CancelJobResponse> {
         let v1::CancelJobRequest { request_id, job } = request;
         let command = Command::CancelJob { job: id(&job)? };
-        if let Reply::Job(job) = self
+        match self
             .catalog
             .propose(actor, request_id_of(&request_id)?, command)
             .await?
         {
-            self.fleet.job_cancelled(job.id, &job.agent);
+            Reply::Job(job) => {
+                self.fleet.job_cancelled(job.id, &job.agent);
+                Ok(v1::CancelJobResponse {
+                    state: job.state.as_str().into(),
+                })
+            }
+            other => Err(unexpected(&other)),
         }
-        Ok(v1::CancelJobResponse {})
     }
 
     /// The job now and after every change, until it is over.
@@ -186,8 +191,9 @@ impl Watch {
         let job = job.ok_or_else(|| Error::refused(ErrorKind::NotFound, "the job's record is gone"))?;
         self.over = job.state.is_over();
         let progress = self.control.fleet.progress(self.job).unwrap_or_default();
+        let job = wire_job(&job, Some(&progress));
         Ok(v1::WatchJobResponse {
-            job: Some(wire_job(&job)),
+            job: Some(job),
             phase: progress.phase,
             files_done: progress.files_done,
             bytes_done: progress.bytes_done,

@@ -132,7 +132,11 @@ impl Control {
         let page = view.jobs(after_of(&request.after)?.as_deref(), limit_of(request.limit))?;
         let next = next_of(&page);
         Ok(v1::ListJobsResponse {
-            jobs: page.items.iter().map(wire_job).collect(),
+            jobs: page
+                .items
+                .iter()
+                .map(|job| wire_job(job, self.fleet.progress(job.id).as_ref()))
+                .collect(),
             next,
         })
     }

@@ -135,7 +135,12 @@ pub(super) fn finish<R: Read>(
     if job.work == JobWork::Backup {
         match committed_outcome(cx, &job)? {
             // What the catalog holds counts, whatever the agent believes.
-            Some(committed) => outcome = committed,
+            Some(committed) => {
+                outcome = JobOutcome {
+                    limits: outcome.limits,
+                    ..committed
+                }
+            }
             None if matches!(outcome.state, JobState::Succeeded | JobState::Partial) => {
                 outcome.state = JobState::Failed;
                 outcome.error_kind = Some(ErrorKind::Internal);
@@ -228,6 +233,7 @@ fn over(state: JobState, kind: ErrorKind, error: String) -> JobOutcome {
         error,
         snapshot: None,
         stats: RunStats::default(),
+        limits: None,
     }
 }
 
@@ -259,6 +265,7 @@ fn committed_outcome<R: Read>(cx: &Context<'_, '_, R>, job: &Job) -> Outcome<Opt
         },
         snapshot: Some(snapshot.id),
         stats: snapshot.stats,
+        limits: None,
     }))
 }
 

@@ -8,7 +8,7 @@ use crate::catalog::{
     model::{FilesSpec, Source},
     query::Queries,
 };
-use holdfast_core::{ErrorKind, SourceRef};
+use holdfast_core::{ErrorKind, HostLimits, SourceRef};
 
 /// Longest document of one source, in bytes.
 const DOCUMENT_MAX: usize = 64 * 1024;
@@ -18,6 +18,7 @@ pub(super) fn put<R: Read>(
     name: &SourceRef,
     document: &str,
     files: &FilesSpec,
+    limits: &HostLimits,
 ) -> Outcome {
     if document.len() > DOCUMENT_MAX {
         return refuse(
@@ -30,6 +31,9 @@ pub(super) fn put<R: Read>(
             ErrorKind::Invalid,
             format!("source {name} names no path; give at least one"),
         );
+    }
+    if let Err(why) = limits.check() {
+        return refuse(ErrorKind::Invalid, format!("source {name}: {why}"));
     }
     if cx.txn.agent(&name.agent)?.is_none() {
         return refuse(
@@ -46,6 +50,7 @@ pub(super) fn put<R: Read>(
         source: name.clone(),
         document: String::new(),
         files: FilesSpec::default(),
+        limits: HostLimits::default(),
         created_at: cx.now,
         changed_at: cx.now,
         next_sequence: 1,
@@ -55,10 +60,12 @@ pub(super) fn put<R: Read>(
         active_job: None,
         open_session: None,
     });
-    let changed = created || source.document != document || source.files != *files;
+    let changed =
+        created || source.document != document || source.files != *files || source.limits != *limits;
     if changed {
         document.clone_into(&mut source.document);
         source.files = files.clone();
+        source.limits = *limits;
         source.changed_at = cx.now;
         cx.txn.put(keys::source(name), &source)?;
     }

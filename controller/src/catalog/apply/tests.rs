@@ -9,10 +9,11 @@ use crate::catalog::{
     },
 };
 use holdfast_core::{
-    ClusterId, JobId, Name, PackId, RequestId, SessionId, SnapshotId, SourceRef, VaultId, limits,
+    ClusterId, HostLimits, JobId, Name, PackId, RequestId, SessionId, SnapshotId, SourceRef, VaultId, limits,
 };
 
 mod determinism;
+mod host_limits;
 
 const VAULT: VaultId = VaultId([1; 16]);
 
@@ -56,6 +57,7 @@ impl World {
             source: source(),
             document: "{}".into(),
             files,
+            limits: HostLimits::default(),
         });
         world
     }
@@ -226,6 +228,7 @@ fn finish(job: JobId, state: JobState) -> Command {
         error: String::new(),
         snapshot: None,
         stats: RunStats::default(),
+        limits: None,
     };
     Command::FinishJob {
         job,

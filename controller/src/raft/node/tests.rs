@@ -151,6 +151,7 @@ async fn refusals_come_back_as_errors_and_waiters_see_applied_entries() {
             roots: vec!["/srv".into()],
             ..FilesSpec::default()
         },
+        limits: holdfast_core::HostLimits::default(),
     };
     let refused = node.catalog().propose(alice(), None, command).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotFound);
