@@ -1,7 +1,7 @@
 //! One backup run: session, engine, root, commit.
 
 use crate::{
-    engine::{self, Caches, Outcome, Settings},
+    engine::{self, Caches, Outcome, Settings, Width},
     error::{AgentError, Result},
     files::Selection,
     jobs::{JobContext, Phase},
@@ -220,6 +220,7 @@ impl Run<'_> {
             workers: context.config.pipeline.workers(),
             level: context.config.pipeline.level(),
             missing,
+            width: Width::default(),
         };
         let caches = context.state.caches(&self.source.source);
         let (stats, cancel) = (Arc::clone(&context.stats), Arc::clone(&context.cancel));
