@@ -1,7 +1,7 @@
 //! One backup run: session, engine, root, commit.
 
 use crate::{
-    engine::{self, Caches, Outcome, Settings},
+    engine::{self, Caches, Outcome, Settings, Width},
     error::{AgentError, Result},
     files::Selection,
     jobs::{JobContext, Phase},
@@ -223,6 +223,7 @@ impl Run<'_> {
             levels: context.config.pipeline.levels(),
             missing,
             limits: Arc::clone(&context.limits),
+            width: Width::default(),
         };
         let caches = context.state.caches(&self.source.source);
         let (stats, cancel) = (Arc::clone(&context.stats), Arc::clone(&context.cancel));

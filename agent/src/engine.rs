@@ -3,15 +3,20 @@
 
 mod attributes;
 mod buffers;
+mod build;
+mod classify;
 mod directory;
 mod large_file;
 mod linked_files;
+mod listing;
+mod old_entries;
 mod old_file;
 mod packer;
 mod piece;
 mod queue;
 mod reader;
 mod record_cache;
+mod section;
 mod stats;
 mod store_chunk;
 mod worker;
@@ -32,6 +37,7 @@ use holdfast_core::ChunkId;
 use holdfast_proto::v1::Problem;
 use holdfast_repo::{Chunker, DirBuilder, Entry, EntryKind, RootTree, VaultKeys};
 use linked_files::LinkedFiles;
+use listing::{NAMES_HELD_MAX, NamesHeld};
 use packer::Packer;
 use parking_lot::Mutex;
 use queue::Queue;
@@ -61,6 +67,8 @@ pub struct Settings {
     pub missing: HashSet<ChunkId>,
     /// What the run may take of this host; may change while it goes on.
     pub limits: Arc<JobLimits>,
+    /// How wide directories are taken.
+    pub width: Width,
 }
 
 /// zstd levels.
@@ -72,6 +80,28 @@ pub struct Levels {
     /// the other level.
     pub segments: i32,
 }
+
+/// How much of wide directories is held at once. It changes memory and order, never the snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct Width {
+    /// Most entries of a section: of each directory on the way down at most four sections are open.
+    pub section: usize,
+    /// Bytes of names that all directories under way hold together; wider ones are read more than once.
+    pub names_held: usize,
+}
+
+impl Default for Width {
+    fn default() -> Self {
+        Self {
+            section: SECTION_LEN,
+            names_held: NAMES_HELD_MAX,
+        }
+    }
+}
+
+/// Enough that most directories are one section, and that nodes of the parent which are read for two of them
+/// count little; about 1.5 MiB of entries.
+const SECTION_LEN: usize = 4096;
 
 /// What earlier runs left on this host; both may be empty.
 pub struct Caches {
@@ -132,6 +162,7 @@ struct Shared {
     root_room: RootRoom,
     long_held: LongHeld,
     linked_files: LinkedFiles,
+    names_held: NamesHeld,
     /// The controllers lost something: whatever the cache holds is sent again where it is missing.
     distrust_cache: bool,
     packer: Packer,
@@ -179,12 +210,13 @@ pub fn run(
     stats: Arc<Stats>,
     cancel: Arc<AtomicBool>,
 ) -> Result<Outcome> {
-    let empty = DirBuilder::new(&*settings.keys).finish()?;
+    let empty = DirBuilder::new(Arc::clone(&settings.keys)).finish()?;
     let shared = Shared {
         seen: Seen::default(),
         root_room: RootRoom::default(),
         long_held: LongHeld::default(),
         linked_files: LinkedFiles::default(),
+        names_held: NamesHeld::default(),
         empty_dir: EntryKind::Dir {
             node: empty.id,
             files: 0,
@@ -210,8 +242,8 @@ pub fn run(
         sink.store_node(&shared, node)?;
     }
     drop(sink);
-    let top = Directory::top(&shared);
-    shared.queue.push_tasks(top.first_tasks(&shared));
+    let (top, first_tasks) = Directory::top(&shared);
+    shared.queue.push_tasks(first_tasks);
     let workers = shared.settings.workers.max(1);
     let span = tracing::Span::current();
     std::thread::scope(|scope| {

@@ -100,6 +100,12 @@ impl Selection {
         })
     }
 
+    /// Whether any rule can leave something of a root out.
+    #[must_use]
+    pub fn has_rules(&self, root: usize) -> bool {
+        !self.roots[root].rules.is_empty()
+    }
+
     /// Whether rules leave a path out; relative to its root.
     #[must_use]
     pub fn is_excluded(&self, root: usize, path: &Path, is_dir: bool) -> bool {

@@ -195,12 +195,12 @@ impl Found {
 }
 
 /// The entry of something unchanged, with the attributes that were recorded before.
-pub(super) fn take_over(shared: &Shared, before: &Entry, entry: Entry, stat: &Stat) -> Entry {
+pub(super) fn take_over(shared: &Shared, recorded: Option<&Attributes>, entry: Entry, stat: &Stat) -> Entry {
     let hard_link = hard_link(shared, stat);
-    if hard_link.is_none() && before.attributes.is_none() {
+    if hard_link.is_none() && recorded.is_none() {
         return entry;
     }
-    let recorded = before.attributes.as_deref().cloned().unwrap_or_default();
+    let recorded = recorded.cloned().unwrap_or_default();
     let entry = Entry {
         attributes: Attributes {
             hard_link,

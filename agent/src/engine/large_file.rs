@@ -1,7 +1,7 @@
 //! A large file while it is stored: pieces come back from any worker in any order, and become the
 //! segments of the file in theirs.
 
-use super::{Shared, directory::Directory, linked_files::LinkKey, stats::add, store_chunk::Sink};
+use super::{Shared, linked_files::LinkKey, section::Section, stats::add, store_chunk::Sink};
 use crate::error::{AgentError, Result};
 use holdfast_core::{ChunkId, limits::CHUNK_MAX};
 use holdfast_repo::{Entry, EntryKind, Extent, FileBuilder, NodeDraft, Parts, Segment, VaultKeys};
@@ -45,7 +45,7 @@ pub(super) enum DraftPart {
 
 /// A file whose pieces are on their way.
 pub(super) struct LargeFile {
-    directory: Arc<Directory>,
+    section: Arc<Section>,
     index: u32,
     /// Set when other names of the file may wait for it.
     link: Option<LinkKey>,
@@ -59,9 +59,9 @@ pub(super) struct LargeFile {
 }
 
 impl LargeFile {
-    pub fn new(directory: &Arc<Directory>, index: u32, link: Option<LinkKey>) -> Arc<Self> {
+    pub fn new(section: &Arc<Section>, index: u32, link: Option<LinkKey>) -> Arc<Self> {
         Arc::new(Self {
-            directory: Arc::clone(directory),
+            section: Arc::clone(section),
             index,
             link,
             shift: AtomicI64::new(0),
@@ -124,8 +124,8 @@ impl LargeFile {
         if let Some(key) = self.link {
             shared.linked_files.end(shared, sink, key, Some(&entry))?;
         }
-        self.directory.fill(self.index, Some(entry));
-        self.directory.part_done(shared, sink)
+        self.section.fill(self.index, Some(entry));
+        self.section.part_done(shared, sink)
     }
 }
 

@@ -5,8 +5,8 @@
 use super::{
     Shared,
     attributes::{LongHeld, hard_link},
-    directory::Directory,
     queue::Task,
+    section::Section,
     stats::add,
     store_chunk::Sink,
 };
@@ -43,28 +43,29 @@ struct File {
 }
 
 enum State {
+    /// Bounded by the places of the sections that are open, which stay open until these are filled.
     Reading(Vec<Waiting>),
     Read(Entry),
 }
 
 struct Waiting {
-    directory: Arc<Directory>,
+    section: Arc<Section>,
     index: u32,
     name: Vec<u8>,
     seen: Entry,
 }
 
 impl LinkedFiles {
-    /// Asks for the place at an index of a directory; `seen` is the entry as `stat` gives it.
+    /// Asks for the place at an index of a section; `seen` is the entry as `stat` gives it.
     pub fn turn(
         &self,
         shared: &Shared,
         stat: &Stat,
-        directory: &Arc<Directory>,
+        section: &Arc<Section>,
         index: u32,
         seen: Entry,
     ) -> Turn {
-        let Some(link) = hard_link(shared, stat).filter(|_| !directory.is_top()) else {
+        let Some(link) = hard_link(shared, stat).filter(|_| !section.directory.is_top()) else {
             return Turn::Read(None);
         };
         let key = (link, seen.inode);
@@ -81,9 +82,9 @@ impl LinkedFiles {
         file.left = file.left.saturating_sub(1);
         match &mut file.state {
             State::Reading(waiting) => {
-                let (directory, name) = (Arc::clone(directory), seen.name.clone());
+                let (section, name) = (Arc::clone(section), seen.name.clone());
                 waiting.push(Waiting {
-                    directory,
+                    section,
                     index,
                     name,
                     seen,
@@ -122,7 +123,7 @@ impl LinkedFiles {
             }
         };
         for Waiting {
-            directory,
+            section,
             index,
             name,
             seen,
@@ -132,7 +133,7 @@ impl LinkedFiles {
                 Some(entry) => take(
                     shared,
                     sink,
-                    &directory,
+                    &section,
                     index,
                     Entry {
                         name,
@@ -140,7 +141,7 @@ impl LinkedFiles {
                     },
                 )?,
                 // Changed since, or unreadable by that name: this one looks for itself.
-                None => shared.queue.push_tasks(vec![Task::Large(directory, index)]),
+                None => shared.queue.push_tasks(vec![Task::Large(section, index)]),
             }
         }
         Ok(())
@@ -151,15 +152,15 @@ impl LinkedFiles {
 pub(super) fn take(
     shared: &Shared,
     sink: &mut Sink,
-    directory: &Arc<Directory>,
+    section: &Arc<Section>,
     index: u32,
     entry: Entry,
 ) -> Result<()> {
     add(&shared.stats.files, 1);
     add(&shared.stats.bytes, entry.size());
     shared.long_held.add(&entry);
-    directory.fill(index, Some(entry));
-    directory.part_done(shared, sink)
+    section.fill(index, Some(entry));
+    section.part_done(shared, sink)
 }
 
 /// Whether the file is as it was when it was read by another name.

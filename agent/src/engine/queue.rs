@@ -1,19 +1,21 @@
 //! The workers' shared queue: a stack of directories and files, so that the walk goes depth first
 //! and little is open at once, and before it the pieces of large files that are in memory already.
 
-use super::{directory::Directory, piece::Piece};
+use super::{directory::Directory, piece::Piece, section::Section};
 use holdfast_core::limits::CHUNK_BYTES_QUEUED;
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, sync::Arc};
 
 /// A unit of work.
 pub(super) enum Task {
-    /// List a directory and hand out what is in it.
-    List(Arc<Directory>),
-    /// Read these small files of a directory, by index.
-    Small(Arc<Directory>, Vec<u32>),
-    /// Read one large file of a directory.
-    Large(Arc<Directory>, u32),
+    /// Begin the directory at an index of a section, which is on that device.
+    List(Arc<Section>, u32, u64),
+    /// Begin the next section of a wide directory.
+    Next(Arc<Directory>),
+    /// Read these small files of a section, by index.
+    Small(Arc<Section>, Vec<u32>),
+    /// Read one large file of a section.
+    Large(Arc<Section>, u32),
     /// Store a piece of a large file.
     Piece(Piece),
 }
@@ -28,8 +30,8 @@ struct State {
     stopped: bool,
 }
 
-/// The queue. Its stack is bounded by the depth of the tree times the width of its directories on
-/// the path, which the walk holds anyway.
+/// The queue. Its stack is bounded by the depth of the tree times the few sections that may be open of each
+/// directory on the path, which the walk holds anyway: a task at most for each entry of a section.
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,

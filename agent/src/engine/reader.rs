@@ -3,11 +3,12 @@
 use super::{
     Shared,
     attributes::{Found, Handle},
-    directory::{Directory, entry_of},
+    classify::entry_of,
     large_file::{Draft, LargeFile},
     linked_files::{LinkKey, Turn, take},
     old_file::OldFile,
     piece::Piece,
+    section::Section,
     stats::add,
     store_chunk::Sink,
 };
@@ -45,20 +46,15 @@ const SIGNED_MIN: u64 = 1 << 20;
 /// How far around its expected place moved content is searched for.
 const SEARCH_AROUND: u64 = 1 << 20;
 
-/// Reads the file at an index of a directory, and hands its pieces out.
-pub(super) fn read_large(
-    shared: &Shared,
-    sink: &mut Sink,
-    directory: &Arc<Directory>,
-    index: u32,
-) -> Result<()> {
-    let Some(known) = directory.slots.lock().get(index as usize).cloned().flatten() else {
+/// Reads the file at an index of a section, and hands its pieces out.
+pub(super) fn read_large(shared: &Shared, sink: &mut Sink, section: &Arc<Section>, index: u32) -> Result<()> {
+    let Some(known) = section.entry(index) else {
         return Err(AgentError::Internal("a file without an entry".into()));
     };
-    let (root, path) = directory.locate(index, &known.name);
+    let (root, path) = section.locate(index, &known.name);
     let root = &shared.settings.selection.roots[root];
     let path = match &root.file {
-        Some(name) if directory.is_top() => PathBuf::from(OsStr::from_bytes(name)),
+        Some(name) if section.directory.is_top() => PathBuf::from(OsStr::from_bytes(name)),
         _ => path,
     };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
@@ -67,13 +63,13 @@ pub(super) fn read_large(
         Ok((stat, fd)) if FileType::from_raw_mode(stat.st_mode).is_file() => (stat, fd),
         Ok(_) | Err(rustix::io::Errno::NOENT) => {
             add(&shared.stats.files_vanished, 1);
-            directory.fill(index, None);
-            return directory.part_done(shared, sink);
+            section.fill(index, None);
+            return section.part_done(shared, sink);
         }
         Err(error) => {
-            directory.report(shared, &path, &error.to_string());
-            directory.fill(index, None);
-            return directory.part_done(shared, sink);
+            section.directory.report(shared, &path, &error.to_string());
+            section.fill(index, None);
+            return section.part_done(shared, sink);
         }
     };
     let kind = EntryKind::File {
@@ -82,21 +78,21 @@ pub(super) fn read_large(
         content: Content::Inline(Vec::new()),
     };
     let seen = entry_of(known.name.clone(), &stat, kind);
-    let link = match shared.linked_files.turn(shared, &stat, directory, index, seen) {
+    let link = match shared.linked_files.turn(shared, &stat, section, index, seen) {
         Turn::Read(link) => link,
         Turn::Wait => return Ok(()),
-        Turn::Known(entry) => return take(shared, sink, directory, index, entry),
+        Turn::Known(entry) => return take(shared, sink, section, index, entry),
     };
     let strategy = strategy_of(&known, &fd, &stat);
-    match read_stable(shared, sink, (directory, index, link), &known, &fd, strategy) {
+    match read_stable(shared, sink, (section, index, link), &known, &fd, strategy) {
         Ok(()) => Ok(()),
         Err(AgentError::Io { source, .. }) => {
             if let Some(key) = link {
                 shared.linked_files.end(shared, sink, key, None)?;
             }
-            directory.report(shared, &path, &source.to_string());
-            directory.fill(index, None);
-            directory.part_done(shared, sink)
+            section.directory.report(shared, &path, &source.to_string());
+            section.fill(index, None);
+            section.part_done(shared, sink)
         }
         Err(error) => Err(error),
     }
@@ -106,7 +102,7 @@ pub(super) fn read_large(
 fn read_stable(
     shared: &Shared,
     sink: &mut Sink,
-    (directory, index, link): (&Arc<Directory>, u32, Option<LinkKey>),
+    (section, index, link): (&Arc<Section>, u32, Option<LinkKey>),
     known: &Entry,
     fd: &OwnedFd,
     strategy: Strategy,
@@ -119,7 +115,7 @@ fn read_stable(
     let mut attempt = 0;
     loop {
         let before = rustix::fs::fstat(fd)?;
-        let file = LargeFile::new(directory, index, link);
+        let file = LargeFile::new(section, index, link);
         let mut window = std::mem::take(&mut sink.window);
         let mut reading = Reading {
             shared,
@@ -137,7 +133,7 @@ fn read_stable(
         window.clear();
         sink.window = window;
         outcome?;
-        let found = Found::read(shared, Handle::Open(fd.as_fd()), directory.is_top());
+        let found = Found::read(shared, Handle::Open(fd.as_fd()), section.directory.is_top());
         let after = rustix::fs::fstat(fd)?;
         let changed = is_changed(&before, &after) || read != before.st_size as u64;
         if changed && attempt < REREADS {
@@ -158,8 +154,8 @@ fn read_stable(
             changed_while_read: changed,
             ..entry_of(known.name.clone(), &before, kind)
         };
-        let path = directory.locate(index, &known.name).1;
-        let entry = directory.with_found(shared, &path, entry, &before, found);
+        let path = section.locate(index, &known.name).1;
+        let entry = section.directory.with_found(shared, &path, entry, &before, found);
         return file.finish_reading(shared, sink, entry);
     }
 }

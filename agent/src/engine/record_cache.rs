@@ -22,6 +22,8 @@ const HEAD_LEN: usize = 4 + ChunkId::LEN;
 const WRITE_BUFFER: usize = 256 * 1024;
 /// Longest record: a node's blob.
 const RECORD_MAX: u32 = 4 << 20;
+/// Most records: what a table of 2^20 places takes, 25 MiB. Beyond it they are as if they were lost.
+const RECORDS_MAX: usize = (1 << 20) / 8 * 7;
 /// A cache more than this many times as large as what it is used for is written anew.
 const WASTE_MAX: u64 = 3;
 
@@ -137,7 +139,8 @@ impl RecordCache {
             place.used = true;
             return Ok(());
         }
-        if state.end + (HEAD_LEN + len) as u64 > self.max || len > RECORD_MAX as usize {
+        let is_full = state.end + (HEAD_LEN + len) as u64 > self.max || state.places.len() >= RECORDS_MAX;
+        if is_full || len > RECORD_MAX as usize {
             return Ok(());
         }
         state.buffer.extend_from_slice(&(len as u32).to_le_bytes());
@@ -251,7 +254,8 @@ fn scan(file: &File, len: u64) -> (HashMap<u64, Place>, u64) {
         let [a, b, c, d, id @ ..] = head;
         let record_len = u32::from_le_bytes([a, b, c, d]);
         let offset = at + HEAD_LEN as u64;
-        if record_len > RECORD_MAX || offset + u64::from(record_len) > len {
+        let is_torn = record_len > RECORD_MAX || offset + u64::from(record_len) > len;
+        if is_torn || places.len() >= RECORDS_MAX {
             break;
         }
         let place = Place {

@@ -2,15 +2,16 @@
 
 use super::{Shared, stats::add};
 use crate::error::{AgentError, Result};
-use holdfast_core::{ChunkId, limits};
-use holdfast_repo::{DirNode, Entry, Node, NodeDraft, Opener, Sealer};
+use holdfast_core::{ChunkId, Names};
+use holdfast_repo::{Node, NodeDraft, Opener, Sealer};
 use parking_lot::Mutex;
 use std::{collections::HashSet, sync::Arc};
 
-/// Most ids that a run remembers to have stored, 8 bytes each; beyond it the controllers are asked.
-const SEEN_MAX: usize = 4 << 20;
 /// Parts that the set of seen ids is split into, so that workers rarely wait for each other.
 const SEEN_PARTS: usize = 16;
+/// Most ids that a run remembers to have stored in each part: what a table of 2^17 places takes, 1.1 MiB. All
+/// together 1.8 million ids in 18 MiB; beyond it the controllers are asked.
+const SEEN_PART_MAX: usize = (1 << 17) / 8 * 7;
 
 /// Chunks stored in this run, by the first 8 bytes of their ids. Two ids with the same 8 bytes
 /// would make the second be left out: the commit check finds that, and the next pass sends it.
@@ -25,7 +26,7 @@ impl Seen {
         let [a, b, c, d, e, f, g, h, part, ..] = *id.as_bytes();
         let mut part = self.parts[usize::from(part) % SEEN_PARTS].lock();
         let short = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-        if part.len() >= SEEN_MAX / SEEN_PARTS {
+        if part.len() >= SEEN_PART_MAX {
             !part.contains(&short)
         } else {
             part.insert(short)
@@ -42,6 +43,8 @@ pub(super) struct Sink {
     pub arena: Vec<u8>,
     /// What of a large file is read and not cut yet.
     pub window: Vec<u8>,
+    /// Names of a directory that is being listed.
+    pub names: Names,
 }
 
 impl Sink {
@@ -53,6 +56,7 @@ impl Sink {
             raw: Vec::new(),
             arena: Vec::new(),
             window: Vec::new(),
+            names: Names::default(),
         })
     }
 
@@ -115,30 +119,4 @@ impl Sink {
         shared.nodes.put(&id, &[&blob])?;
         Ok(Node::decode(header.kind, &header.links, &self.raw)?)
     }
-}
-
-/// All entries of a directory of the parent snapshot. The parent is a hint: one that cannot be read
-/// is as if it had been empty, and everything is read again.
-pub(super) fn load_directory(shared: &Shared, sink: &mut Sink, top: ChunkId) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    let mut rest = vec![(top, 0)];
-    while let Some((id, depth)) = rest.pop() {
-        match sink.node(shared, id) {
-            Ok(Node::Dir(DirNode::Leaf(leaf))) => entries.extend(leaf),
-            Ok(Node::Dir(DirNode::Index(children))) if depth < limits::NODE_DEPTH_MAX => {
-                rest.extend(children.iter().rev().map(|child| (child.id, depth + 1)));
-            }
-            Ok(_) => {
-                return Err(AgentError::Internal(
-                    "a directory of the parent is not one".into(),
-                ));
-            }
-            Err(error @ (AgentError::Remote(_) | AgentError::Interrupted(_))) => return Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "a directory of the parent snapshot cannot be read; its files are read again");
-                return Ok(Vec::new());
-            }
-        }
-    }
-    Ok(entries)
 }

@@ -3,9 +3,11 @@
 use super::{
     Shared,
     attributes::{Found, Handle},
-    directory::{Directory, entry_of},
+    classify::entry_of,
+    directory::Directory,
     queue::Task,
     reader::{REREADS, is_changed, read_large},
+    section::Section,
     stats::add,
     store_chunk::Sink,
 };
@@ -32,9 +34,10 @@ pub(super) fn run(shared: &Shared) {
     };
     while let Some(task) = shared.queue.take() {
         let done = shared.check_cancelled().and_then(|()| match task {
-            Task::List(directory) => directory.list(shared, &mut sink),
-            Task::Small(directory, indexes) => read_small(shared, &mut sink, &directory, &indexes),
-            Task::Large(directory, index) => read_large(shared, &mut sink, &directory, index),
+            Task::List(section, index, dev) => Directory::list(shared, &mut sink, &section, index, dev),
+            Task::Next(directory) => directory.next(shared, &mut sink),
+            Task::Small(section, indexes) => read_small(shared, &mut sink, &section, &indexes),
+            Task::Large(section, index) => read_large(shared, &mut sink, &section, index),
             Task::Piece(piece) => piece.store(shared, &mut sink),
         });
         if let Err(error) = done {
@@ -59,20 +62,20 @@ struct Stable {
     found: Found,
 }
 
-/// Reads a batch of small files of one directory, then stores what is new among them.
-fn read_small(shared: &Shared, sink: &mut Sink, directory: &Arc<Directory>, indexes: &[u32]) -> Result<()> {
+/// Reads a batch of small files of one section, then stores what is new among them.
+fn read_small(shared: &Shared, sink: &mut Sink, section: &Arc<Section>, indexes: &[u32]) -> Result<()> {
     let mut arena = std::mem::take(&mut sink.arena);
     arena.clear();
     let mut files = Vec::with_capacity(indexes.len());
-    match directory.open(shared) {
+    match section.directory.open(shared) {
         Ok(dir) => {
             for index in indexes {
-                files.extend(read_one(shared, directory, &dir, *index, &mut arena));
+                files.extend(read_one(shared, section, &dir, *index, &mut arena));
             }
         }
         Err(_) => {
             add(&shared.stats.files_vanished, indexes.len() as u64);
-            indexes.iter().for_each(|index| directory.fill(*index, None));
+            indexes.iter().for_each(|index| section.fill(*index, None));
         }
     }
     let keys = &shared.settings.keys;
@@ -103,21 +106,22 @@ fn read_small(shared: &Shared, sink: &mut Sink, directory: &Arc<Directory>, inde
         add(&shared.stats.files, 1);
         add(&shared.stats.bytes, size);
         add(&shared.stats.bytes_read, size);
-        directory.fill(file.index, Some(file.entry));
+        section.fill(file.index, Some(file.entry));
     }
     sink.arena = arena;
-    directory.part_done(shared, sink)
+    section.part_done(shared, sink)
 }
 
 /// Reads one file to the end of the arena; `None` when it is left out, which is then counted.
 fn read_one(
     shared: &Shared,
-    directory: &Directory,
+    section: &Section,
     dir: &OwnedFd,
     index: u32,
     arena: &mut Vec<u8>,
 ) -> Option<ReadFile> {
-    let known = directory.slots.lock().get(index as usize)?.clone()?;
+    let directory = &section.directory;
+    let known = section.entry(index)?;
     match read_until_stable(shared, dir, &known, arena) {
         Ok(Some(stable)) => {
             let Stable {
@@ -135,13 +139,13 @@ fn read_one(
         }
         Ok(None) => {
             add(&shared.stats.files_vanished, 1);
-            directory.fill(index, None);
+            section.fill(index, None);
             None
         }
         Err(error) => {
             let path = directory.path.join(OsStr::from_bytes(&known.name));
             directory.report(shared, &path, &error.to_string());
-            directory.fill(index, None);
+            section.fill(index, None);
             None
         }
     }

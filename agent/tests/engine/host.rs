@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_agent::{
     Result,
-    engine::{self, Caches, Outcome, Settings, Stats},
+    engine::{self, Caches, Outcome, Settings, Stats, Width},
     files::Selection,
     remote::Remote,
 };
@@ -60,6 +60,7 @@ pub struct Host {
     pub keys: Arc<VaultKeys>,
     pub remote: Arc<Memory>,
     pub parent: Vec<RootTree>,
+    pub width: Width,
 }
 
 impl Host {
@@ -69,6 +70,7 @@ impl Host {
             keys: Arc::new(VaultKeys::from_secrets(VAULT, [2; 32], [3; 32])),
             remote: Arc::default(),
             parent: Vec::new(),
+            width: Width::default(),
         }
     }
 
@@ -89,6 +91,7 @@ impl Host {
             },
             missing,
             limits: Arc::default(),
+            width: self.width,
         };
         let stats = Arc::new(Stats::default());
         let caches = Caches::open(&self.state.path().join("source.cache"), !self.parent.is_empty()).unwrap();

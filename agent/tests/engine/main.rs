@@ -12,3 +12,4 @@ mod deltas;
 mod host;
 mod metadata;
 mod trees;
+mod wide;

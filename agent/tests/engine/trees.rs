@@ -2,7 +2,7 @@
 
 use crate::host::{Host, make_tree, noise, real_tree, spec};
 use holdfast_agent::{
-    engine::{self, Caches, Settings},
+    engine::{self, Caches, Settings, Width},
     files::Selection,
 };
 use holdfast_core::ChunkId;
@@ -177,6 +177,7 @@ fn a_cancelled_run_ends_with_an_error() {
         },
         missing: HashSet::new(),
         limits: Arc::default(),
+        width: Width::default(),
     };
     let caches = Caches::open(&host.state.path().join("source.cache"), false).unwrap();
     let cancel = Arc::new(AtomicBool::new(true));

@@ -43,7 +43,8 @@ impl Names {
             return true;
         }
         self.append(len, tag, name);
-        if self.held() > self.room && self.starts.len() > 1 {
+        // The first half of the names may be the longer one.
+        while self.held() > self.room && self.starts.len() > 1 {
             self.keep_first_half();
         }
         true

@@ -107,7 +107,7 @@ fn entries() -> Vec<Entry> {
 
 fn dir_leaf() -> NodeDraft {
     let keys = keys();
-    let mut builder = DirBuilder::new(&keys);
+    let mut builder = DirBuilder::new(&*keys);
     entries().iter().for_each(|entry| builder.push(entry).unwrap());
     builder.finish().unwrap().nodes.remove(0)
 }
@@ -127,7 +127,7 @@ fn dir_of_attributes() -> (Entry, NodeDraft) {
         flags: 0x90,
     }
     .boxed();
-    let mut builder = DirBuilder::new(&keys);
+    let mut builder = DirBuilder::new(&*keys);
     builder.push(&entry).unwrap();
     (entry, builder.finish().unwrap().nodes.remove(0))
 }
@@ -135,7 +135,7 @@ fn dir_of_attributes() -> (Entry, NodeDraft) {
 /// The top node of a directory of 3000 entries.
 fn dir_index() -> NodeDraft {
     let keys = keys();
-    let mut builder = DirBuilder::new(&keys);
+    let mut builder = DirBuilder::new(&*keys);
     for i in 0..3000 {
         builder
             .push(&entry(format!("entry-{i:05}").as_bytes(), EntryKind::Fifo))

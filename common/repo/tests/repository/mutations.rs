@@ -59,7 +59,7 @@ struct Sample {
 
 fn drafts() -> Vec<NodeDraft> {
     let keys = keys();
-    let mut dir = DirBuilder::new(&keys);
+    let mut dir = DirBuilder::new(&*keys);
     for i in 0..20_u8 {
         let kind = match i % 3 {
             0 => file(&[(ChunkId([i; 32]), 5), (ChunkId([i + 1; 32]), 900)]),
@@ -105,7 +105,7 @@ fn drafts() -> Vec<NodeDraft> {
             file.push(&keys, Segment::Hole(u64::from(i) << 20 | 1)).unwrap();
         }
     }
-    let mut large = DirBuilder::new(&keys);
+    let mut large = DirBuilder::new(&*keys);
     for i in 0..1200 {
         large
             .push(&entry(format!("{i:05}").as_bytes(), EntryKind::Fifo))

@@ -97,7 +97,7 @@ impl World {
             }
         }
         let keys = self.keys.clone();
-        let mut builder = DirBuilder::new(&keys);
+        let mut builder = DirBuilder::new(&*keys);
         for name in names {
             let path = [path, b"/", &name].concat();
             let (kind, chunks) = match random.below(12) {
@@ -329,7 +329,7 @@ fn entries_that_no_reader_would_take_are_refused_when_they_are_written() {
         content: Content::Inline(vec![chunk; chunks]),
     };
     let good = crate::samples::entry(b"name", file(20, 2));
-    DirBuilder::new(&keys).push(&good).unwrap();
+    DirBuilder::new(&*keys).push(&good).unwrap();
     let with = |kind| Entry { kind, ..good.clone() };
     let long = |len| EntryKind::Symlink {
         target: vec![b'x'; len],
@@ -354,6 +354,6 @@ fn entries_that_no_reader_would_take_are_refused_when_they_are_written() {
         },
     ];
     for entry in bad {
-        assert!(DirBuilder::new(&keys).push(&entry).is_err(), "{entry:?}");
+        assert!(DirBuilder::new(&*keys).push(&entry).is_err(), "{entry:?}");
     }
 }

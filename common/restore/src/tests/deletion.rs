@@ -185,3 +185,28 @@ async fn very_deep_directories_are_removed_without_a_deep_stack() {
     assert_eq!(told.len(), 400);
     assert!(!to.path().join("t/deep").exists());
 }
+
+#[tokio::test]
+async fn very_wide_directories_are_looked_through_in_parts() {
+    let names = |range: std::ops::Range<usize>| range.map(|n| format!("d{n:05}"));
+    let inner = || dir([("f", file("f"))]);
+    let items = names(0..2500).map(|name| (name.into_bytes(), inner()));
+    let tree = Item::Dir(0o755, items.collect());
+    let (snapshot, _) = snapshot(&mut Repo::new(), &[("/t", tree)]).await;
+    let to = tempfile::tempdir().unwrap();
+    for name in names(0..2600) {
+        let path = to.path().join("t").join(&name);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("extra"), "x").unwrap();
+        fs::write(to.path().join(format!("t/{name}-extra")), "x").unwrap();
+    }
+    let before = all(to.path());
+    let (_, preview) = run(&snapshot, to.path(), &[], true).await;
+    let (report, effect) = run(&snapshot, to.path(), &[], false).await;
+    assert_eq!(report.problems.listed, []);
+    assert_eq!(preview, effect);
+    // What is in each, what is beside each, and those that the snapshot does not have.
+    assert_eq!(effect.len(), 2600 + 2600 + 100);
+    let after = all(to.path());
+    assert_eq!(before.difference(&after).cloned().collect::<Told>(), effect);
+}
