@@ -18,7 +18,9 @@ pub(super) fn open_unlocked(dir: &Path) -> sled::Result<sled::Db> {
     loop {
         let opened = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).open();
         match opened {
-            Err(error) if is_held(&error) && Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(error) if is_held(&error) && Instant::now() < deadline => {
+                std::thread::park_timeout(LOCK_PAUSE)
+            }
             outcome => return outcome,
         }
     }

@@ -149,9 +149,10 @@ mod tests {
     fn a_small_tree_can_be_edited_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let maker = Maker::new(Spec { seed: 4, files: 10 });
-        maker.make(dir.path()).unwrap();
+        let root = dir.path().join("tree");
+        maker.make(&root).unwrap();
         for version in 1..100 {
-            edit(&maker, dir.path(), version).unwrap();
+            edit(&maker, &root, version).unwrap();
         }
     }
 }
