@@ -243,8 +243,8 @@ mod tests {
             (before.threads, before.bandwidth, before.read_rate),
             (0, 1 << 20, 0)
         );
-        let (ready, begun) = mpsc::channel();
-        let (end, ended) = mpsc::channel::<()>();
+        let (ready, begun) = mpsc::sync_channel(1);
+        let (end, ended) = mpsc::sync_channel::<()>(1);
         let worker = {
             let job = Arc::clone(&job);
             std::thread::spawn(move || {
