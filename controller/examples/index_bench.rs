@@ -1,7 +1,12 @@
-//! Measures the two candidate databases of the chunk index: rebuild, look-ups after reopening, memory, disk.
+//! Measures the chunk index as it is shipped, and the two databases it was chosen from: rebuild, look-ups after
+//! reopening, memory, disk.
 //!
-//! `index_bench redb|fjall build|lookup DIR [CACHE_MIB] [THREADS]`; `build` and `lookup` are separate
-//! processes so that the second one opens a database whose memory is cold.
+//! `index_bench index|redb|fjall build|lookup DIR [CACHE_MIB] [THREADS]`; `build` and `lookup` are separate
+//! processes so that the second one opens a database whose memory is cold. `index` is the index itself, with
+//! its list of packs, and its own cache unless one is given; the others are bare databases.
+
+use holdfast_controller::index::{ChunkIndex, IndexOptions, IndexedPack};
+use holdfast_core::{ChunkId, PackId, VaultId};
 
 use std::{
     error::Error,
@@ -13,7 +18,10 @@ const IDS: u64 = 10_000_000;
 const IDS_PER_PACK: u64 = 1_000;
 const PACKS_PER_BATCH: u64 = 100;
 const QUERY: usize = 1_024;
+/// Of the bare databases.
+const CACHE_MIB: usize = 128;
 const RUN_FOR: Duration = Duration::from_secs(6);
+const VAULT: VaultId = VaultId([1; 16]);
 const CHUNKS: redb::TableDefinition<&[u8; 36], &[u8]> = redb::TableDefinition::new("chunks");
 
 /// Looks up sorted keys and counts the hits.
@@ -90,6 +98,37 @@ fn disk(dir: &Path) -> Fallible<u64> {
     Ok(sum)
 }
 
+fn id(key: &[u8; 36]) -> ChunkId {
+    let mut id = [0; 32];
+    id.copy_from_slice(&key[4..]);
+    ChunkId(id)
+}
+
+fn index_open(dir: &Path, cache_mib: Option<usize>) -> Fallible<ChunkIndex> {
+    let mut options = IndexOptions::default();
+    if let Some(mib) = cache_mib {
+        options.cache_bytes = mib as u64 * 1024 * 1024;
+    }
+    Ok(ChunkIndex::open(dir, options)?)
+}
+
+/// The packs of one batch, as a rebuild adds them.
+fn packs(number: u64) -> Vec<IndexedPack> {
+    let first = number * PACKS_PER_BATCH;
+    let blobs =
+        |pack: u64| (pack * IDS_PER_PACK..(pack + 1) * IDS_PER_PACK).map(|n| (id(&key(n)), n as u32, 9));
+    let pack = |pack: u64| {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&mix(pack).to_be_bytes());
+        IndexedPack {
+            id: PackId(id),
+            vault: VAULT,
+            blobs: blobs(pack).collect(),
+        }
+    };
+    (first..first + PACKS_PER_BATCH).map(pack).collect()
+}
+
 fn fjall_open(dir: &Path, cache_mib: usize) -> Fallible<(fjall::Database, fjall::Keyspace)> {
     let db = fjall::Database::builder(dir)
         .cache_size(cache_mib as u64 * 1024 * 1024)
@@ -104,11 +143,17 @@ fn fjall_open(dir: &Path, cache_mib: usize) -> Fallible<(fjall::Database, fjall:
     Ok((db, chunks))
 }
 
-fn build(engine: &str, dir: &Path, cache_mib: usize) -> Fallible<()> {
+fn build(engine: &str, dir: &Path, given_cache_mib: Option<usize>) -> Fallible<()> {
+    let cache_mib = given_cache_mib.unwrap_or(CACHE_MIB);
     std::fs::create_dir_all(dir)?;
     let start = Instant::now();
     let batches = IDS / (PACKS_PER_BATCH * IDS_PER_PACK);
-    if engine == "redb" {
+    if engine == "index" {
+        let index = index_open(dir, given_cache_mib)?;
+        for number in 0..batches {
+            index.add(&packs(number))?;
+        }
+    } else if engine == "redb" {
         let db = redb::Builder::new()
             .set_cache_size(cache_mib * 1024 * 1024)
             .create(dir.join("index.redb"))?;
@@ -144,9 +189,17 @@ fn build(engine: &str, dir: &Path, cache_mib: usize) -> Fallible<()> {
     Ok(())
 }
 
-fn lookup(engine: &str, dir: &Path, cache_mib: usize, threads: u64) -> Fallible<()> {
+fn lookup(engine: &str, dir: &Path, given_cache_mib: Option<usize>, threads: u64) -> Fallible<()> {
+    let cache_mib = given_cache_mib.unwrap_or(CACHE_MIB);
     let start = Instant::now();
-    let get: LookUp = if engine == "redb" {
+    let get: LookUp = if engine == "index" {
+        let index = index_open(dir, given_cache_mib)?;
+        Box::new(move |keys| {
+            let ids: Vec<ChunkId> = keys.iter().map(id).collect();
+            let found = index.contains(VAULT, &ids)?;
+            Ok(found.into_iter().filter(|found| *found).count())
+        })
+    } else if engine == "redb" {
         let db = redb::Builder::new()
             .set_cache_size(cache_mib * 1024 * 1024)
             .open(dir.join("index.redb"))?;
@@ -220,11 +273,11 @@ fn thread_time() -> Duration {
 
 fn main() -> Fallible<()> {
     let args: Vec<String> = std::env::args().collect();
-    let usage = "usage: index_bench redb|fjall build|lookup DIR [CACHE_MIB] [THREADS]";
+    let usage = "usage: index_bench index|redb|fjall build|lookup DIR [CACHE_MIB] [THREADS]";
     let [_, engine, what, dir, rest @ ..] = &args[..] else {
         return Err(usage.into());
     };
-    let cache_mib = rest.first().map_or(Ok(128), |n| n.parse())?;
+    let cache_mib = rest.first().map(|n| n.parse()).transpose()?;
     let threads = rest.get(1).map_or(Ok(1), |n| n.parse())?;
     match what.as_str() {
         "build" => build(engine, Path::new(dir), cache_mib),
