@@ -40,8 +40,9 @@ impl Default for IndexOptions {
 const DAMAGED: &str = "damaged";
 /// Layout of the tables; another one is rebuilt.
 const VERSION: u32 = 1;
-/// Rows gathered in memory before they are written out.
-const MEMTABLE_BYTES: u64 = 16 << 20;
+/// Rows gathered in memory before they are written out. Up to five such tables are held, each about twice as
+/// long in memory as its rows, before a writer has to wait.
+const MEMTABLE_BYTES: u64 = 8 << 20;
 /// The least that fjall allows; bounds what is read again at a start.
 const JOURNAL_BYTES: u64 = 64 << 20;
 
