@@ -4,6 +4,7 @@ use super::run::Plan;
 use anyhow::{Context as _, bail};
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -35,6 +36,16 @@ impl Place {
         enough(&place.dir, sources + largest * 4)?;
         enough(&place.restores, largest + (1 << 30))?;
         Ok(place)
+    }
+
+    /// Fills as much memory as a restore will, and lets go of it: pages that a virtual machine never used, or gave
+    /// back, cost several times as much, and whoever restores first would pay for all.
+    pub fn warm(&self, bytes: u64) -> anyhow::Result<()> {
+        let path = self.restores.join("warm");
+        let mut file = fs::File::create(&path)?;
+        std::io::copy(&mut std::io::repeat(0x5a).take(bytes), &mut file)?;
+        drop(file);
+        Ok(fs::remove_file(&path)?)
     }
 
     fn clear(&self) {

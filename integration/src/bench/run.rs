@@ -195,6 +195,8 @@ impl Bench {
         expected: &tree::Tree,
     ) -> anyhow::Result<()> {
         self.clock.time("syncing", rustix::fs::sync);
+        let bytes = self.report.sources.get(data.name()).copied().unwrap_or(0);
+        self.clock.time("warming memory", || self.place.warm(bytes))?;
         let to = self.place.restores.join("to");
         fs::create_dir_all(&to)?;
         let (cost, root) = self.clock.time("tools", || tool.restore(&to))?;
