@@ -110,6 +110,15 @@ need_fuse() {
     as_root mknod -m 666 /dev/fuse c 10 229 || true
 }
 
+# The workspace's own lock file is checked by every step; these by none.
+check_fuzz_locks() {
+    local workspace
+    for workspace in $FUZZ_WORKSPACES; do
+        step "lock file of $workspace" sh -c \
+            'cargo metadata --locked --format-version 1 --manifest-path "$1/Cargo.toml" >/dev/null' sh "$workspace"
+    done
+}
+
 check_licences() {
     if ! command -v cargo-deny >/dev/null; then
         if [ "$mode" != long ] || [ "$install" = no ]; then
@@ -188,6 +197,7 @@ run_tests() {
     step "format" cargo fmt --all --check
     step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
     step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+    check_fuzz_locks
     check_licences
     # The tests start real processes: build them first, so that they are found and are of this source.
     step "binaries" cargo build --workspace --bins --locked
