@@ -8,6 +8,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.sort();
     println!("cargo:rerun-if-changed=holdfast/v1");
     let set = protox::compile(&files, ["."])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(set)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::codec::RoomyCodec")
+        .compile_fds(set)?;
     Ok(())
 }

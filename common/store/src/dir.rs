@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_core::StoreId;
 use paths::Paths;
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 /// A store in a directory. Cheap to clone; all blocking work is done off the async threads.
 #[derive(Clone)]
@@ -201,12 +201,31 @@ impl Paths {
     }
 
     fn read(&self, name: &ObjectName, file: &File, offset: u64, len: usize) -> Result<Bytes, StoreError> {
-        let mut body = vec![0; len];
+        // Not zeroed first: that would take as long as the reading.
+        let mut body = Vec::with_capacity(len);
         self.step_read()
-            .and_then(|()| file.read_exact_at(&mut body, offset))
+            .and_then(|()| fill(file, offset, len, &mut body))
             .map_err(|e| StoreError::io("reading an object", self.file(name), e))?;
         Ok(Bytes::from(body))
     }
+}
+
+/// Reads so many bytes from a place into an empty buffer.
+fn fill(file: &File, offset: u64, len: usize, body: &mut Vec<u8>) -> io::Result<()> {
+    body.reserve_exact(len);
+    while body.len() < len {
+        let at = offset + body.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(body), at) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            outcome => {
+                outcome?;
+            }
+        }
+    }
+    // The buffer may have had more room than was asked for.
+    body.truncate(len);
+    Ok(())
 }
 
 #[cfg(test)]
