@@ -16,7 +16,8 @@ usage: integration/run.sh [--long | --bench | --fuzz] [--no-install]
 Environment: CARGO_TARGET_DIR is honoured. HOLDFAST_SEED repeats a seeded test run.
              HOLDFAST_BENCH_ROUNDS (3), HOLDFAST_BENCH_SCALE (1.0), HOLDFAST_BENCH_DIR, HOLDFAST_BENCH_JSON,
              HOLDFAST_BENCH_MINUTES (60: no round is begun that would end later), HOLDFAST_BENCH_TOOLS,
-             HOLDFAST_BENCH_LEVEL and HOLDFAST_BENCH_DATA (tree,image,text; also many, or daily alone) change the bench.
+             HOLDFAST_BENCH_PIPELINE (as in level=1,workers=3: the agent's settings) and HOLDFAST_BENCH_DATA
+             (tree,image,text; also many, or daily alone) change the bench.
              HOLDFAST_FUZZ_SECONDS (300) per target, HOLDFAST_FUZZ_TARGETS (all) change the fuzzing.
 TEXT
 }

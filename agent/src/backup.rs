@@ -224,6 +224,7 @@ impl Run<'_> {
             missing,
             limits: Arc::clone(&context.limits),
             width: Width::default(),
+            segment_chunks: context.config.pipeline.segment_chunks(),
         };
         let caches = context.state.caches(&self.source.source);
         let (stats, cancel) = (Arc::clone(&context.stats), Arc::clone(&context.cancel));

@@ -4,6 +4,7 @@ use crate::{
     engine::Levels,
     error::{AgentError, Result},
 };
+use holdfast_core::limits::SEGMENT_CHUNKS_MAX;
 use holdfast_net::telemetry::TelemetryConfig;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -45,11 +46,13 @@ pub struct Config {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
-    /// Threads that read, hash, compress and seal; cores + 1 when absent, since one waits for
-    /// the network.
+    /// Threads that read, hash, compress and seal; one per core when absent.
     pub workers: Option<usize>,
     /// zstd level for everything.
     pub level: Option<i32>,
+    /// Most chunks that a segment of a file which is rewritten in place may be put together from. More means that
+    /// less is stored, and that restores read more.
+    pub segment_chunks: Option<usize>,
 }
 
 impl Pipeline {
@@ -57,7 +60,13 @@ impl Pipeline {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get()) + 1)
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get()))
+    }
+
+    /// Most chunks of one segment.
+    #[must_use]
+    pub fn segment_chunks(&self) -> usize {
+        self.segment_chunks.unwrap_or(SEGMENT_CHUNKS_MAX)
     }
 
     /// zstd levels.
@@ -106,6 +115,11 @@ impl Config {
                 LEVELS.end()
             ));
         }
+        if !(1..=SEGMENT_CHUNKS_MAX).contains(&self.pipeline.segment_chunks()) {
+            return Err(format!(
+                "pipeline.segment_chunks must be 1 to {SEGMENT_CHUNKS_MAX}"
+            ));
+        }
         Ok(())
     }
 }
@@ -135,5 +149,6 @@ mod tests {
         assert!(load("state_dir = 'x'").is_err());
         assert!(load("state_dir = '/x'\n[pipeline]\nworkers = 0").is_err());
         assert!(load("state_dir = '/x'\n[pipeline]\nlevel = 22").is_err());
+        assert!(load("state_dir = '/x'\n[pipeline]\nsegment_chunks = 65").is_err());
     }
 }

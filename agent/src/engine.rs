@@ -33,7 +33,7 @@ use crate::{
 use attributes::{LongHeld, RootRoom};
 use buffers::Buffers;
 use directory::{Directory, Finished};
-use holdfast_core::ChunkId;
+use holdfast_core::{ChunkId, limits::UPLOADS_IN_FLIGHT};
 use holdfast_proto::v1::Problem;
 use holdfast_repo::{Chunker, DirBuilder, Entry, EntryKind, RootTree, VaultKeys};
 use linked_files::LinkedFiles;
@@ -69,6 +69,9 @@ pub struct Settings {
     pub limits: Arc<JobLimits>,
     /// How wide directories are taken.
     pub width: Width,
+    /// Most chunks that a segment of a file which is rewritten in place is put together from; 1 stores it whole
+    /// whenever it changed.
+    pub segment_chunks: usize,
 }
 
 /// zstd levels.
@@ -244,24 +247,11 @@ pub fn run(
     drop(sink);
     let (top, first_tasks) = Directory::top(&shared);
     shared.queue.push_tasks(first_tasks);
-    let workers = shared.settings.workers.max(1);
-    let span = tracing::Span::current();
-    std::thread::scope(|scope| {
-        for n in 0..workers {
-            let work = || span.in_scope(|| worker::run(&shared));
-            let thread = std::thread::Builder::new().name(format!("backup-{n}"));
-            if let Err(error) = thread.spawn_scoped(scope, work)
-                && n == 0
-            {
-                shared.fail(AgentError::Internal(format!("no thread can be started: {error}")));
-            }
-        }
-    });
+    work(&shared);
     if let Some(error) = shared.failure.lock().take() {
         return Err(error);
     }
     shared.check_cancelled()?;
-    shared.packer.flush(shared.remote.as_ref(), &shared.stats)?;
     let entries = top
         .take_finished()
         .ok_or_else(|| AgentError::Internal("the walk did not end".into()))?;
@@ -276,6 +266,40 @@ pub fn run(
         uids,
         gids,
     })
+}
+
+/// Runs the workers, and beside them the threads that send what they fill, until all is sent or one failed.
+fn work(shared: &Shared) {
+    let span = tracing::Span::current();
+    std::thread::scope(|scope| {
+        let start = |name: String, work: fn(&Shared)| {
+            let span = &span;
+            let thread = std::thread::Builder::new().name(name);
+            thread.spawn_scoped(scope, move || span.in_scope(|| work(shared)))
+        };
+        let senders = (0..UPLOADS_IN_FLIGHT).map(|n| start(format!("send-{n}"), packer::run));
+        let senders: Vec<_> = senders.collect();
+        // One of each is enough to go on with.
+        let workers: Vec<_> = if senders.iter().any(Result::is_ok) {
+            let workers = 0..shared.settings.workers.max(1);
+            workers
+                .map(|n| start(format!("backup-{n}"), worker::run))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        if !workers.iter().any(Result::is_ok) {
+            let why = senders.into_iter().chain(workers).find_map(Result::err);
+            let why = why.map_or_else(String::new, |error| format!(": {error}"));
+            shared.fail(AgentError::Internal(format!("no thread can be started{why}")));
+        } else {
+            for worker in workers.into_iter().flatten() {
+                // A panic is passed on by the scope.
+                let _ = worker.join();
+            }
+        }
+        shared.packer.close();
+    });
 }
 
 /// The top's entries, in the order of the roots; roots that could not be read have none.

@@ -29,7 +29,7 @@ const CRAWL: &str = "1KiB/s";
 /// A cluster with a connected agent and a source of some MiB that do not compress.
 fn start(test: &str) -> (Cluster, PathBuf) {
     let mut cluster = Cluster::start_with(Options {
-        workers: Some(WORKERS as i64),
+        pipeline: vec![("workers".into(), WORKERS as i64)],
         ..Options::default()
     });
     let root = cluster.dir().join("source");

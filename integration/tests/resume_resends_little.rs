@@ -44,7 +44,7 @@ fn make(root: &Path, seed: u64) {
 
 fn start(root: &Path) -> Cluster {
     let mut cluster = Cluster::start_with(Options {
-        workers: Some(WORKERS as i64),
+        pipeline: vec![("workers".into(), WORKERS as i64)],
         ..Options::default()
     });
     cluster.add_agent(AGENT, &[root]);

@@ -1,27 +1,47 @@
-//! Open packs, one for data and one for nodes, and the hand-over of full ones to the remote side.
+//! Open packs, one for data and one for nodes, and the hand-over of full ones to the threads that send them.
 
-use super::stats::{Stats, add};
+use super::{
+    Shared,
+    stats::{Stats, add},
+};
 use crate::{error::Result, remote::Remote};
 use bytes::Bytes;
 use holdfast_core::{VaultId, limits};
 use holdfast_repo::{PackWriter, SealedBlob};
 use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
 
 /// Node packs are closed earlier: a small run has few nodes, and what is open is memory.
 const NODE_PACK_TARGET: usize = limits::PACK_TARGET / 4;
+/// Buffers of data packs: those under way and the one that is filled.
+const BUFFERS: usize = limits::UPLOADS_IN_FLIGHT + 1;
 
-/// Collects blobs into packs. The thread that fills a pack sends it, so that a slow network slows
-/// the readers instead of filling memory.
+/// Collects blobs into packs. Workers go on while full packs are sent; who fills one when as many as may be
+/// under way are, waits. So a slow network slows the readers instead of filling memory.
 pub(super) struct Packer {
     vault: VaultId,
     data: Mutex<PackWriter>,
     nodes: Mutex<PackWriter>,
-    /// The buffer of the last data pack that was sent. Allocated anew for each pack, such large ones would
-    /// leave holes in the heap that nothing else fits.
-    spare: Mutex<Option<Vec<u8>>>,
-    /// Packs that may still be begun to send.
-    permits: Mutex<usize>,
-    freed: Condvar,
+    /// Buffers of data packs that were sent. Allocated anew for each pack, such large ones would leave holes in
+    /// the heap that nothing else fits.
+    spares: Mutex<Vec<Vec<u8>>>,
+    full: Mutex<Full>,
+    changed: Condvar,
+}
+
+/// Packs that are full.
+#[derive(Default)]
+struct Full {
+    waiting: VecDeque<Pack>,
+    /// Waiting or being sent; at most [`limits::UPLOADS_IN_FLIGHT`].
+    under_way: usize,
+    /// No more will come.
+    closed: bool,
+}
+
+struct Pack {
+    writer: PackWriter,
+    is_pooled: bool,
 }
 
 impl Packer {
@@ -30,14 +50,14 @@ impl Packer {
             vault,
             data: Mutex::new(PackWriter::new(vault, Vec::new())),
             nodes: Mutex::new(PackWriter::new(vault, Vec::new())),
-            spare: Mutex::new(None),
-            permits: Mutex::new(limits::UPLOADS_IN_FLIGHT),
-            freed: Condvar::new(),
+            spares: Mutex::new(Vec::with_capacity(BUFFERS)),
+            full: Mutex::default(),
+            changed: Condvar::new(),
         }
     }
 
-    /// Adds a blob; sends the pack if that filled it.
-    pub fn push(&self, blob: &SealedBlob<'_>, remote: &dyn Remote, stats: &Stats) -> Result<()> {
+    /// Adds a blob; hands the pack over if that filled it.
+    pub fn push(&self, blob: &SealedBlob<'_>) {
         let is_node = blob.header.kind.is_node();
         let mut open = if is_node {
             self.nodes.lock()
@@ -45,52 +65,84 @@ impl Packer {
             self.data.lock()
         };
         if open.is_empty() && !is_node {
-            if let Some(spare) = self.spare.lock().take() {
+            if let Some(spare) = self.spares.lock().pop() {
                 *open = PackWriter::new(self.vault, spare);
             }
             open.reserve(limits::PACK_TARGET + limits::CHUNK_MAX);
         }
         open.push(blob);
-        if !(open.is_full() || is_node && open.len() >= NODE_PACK_TARGET) {
-            return Ok(());
+        if open.is_full() || is_node && open.len() >= NODE_PACK_TARGET {
+            // Handed over while it is locked: nobody fills the next one before this one may leave.
+            self.hand_over(&mut open, !is_node);
         }
-        // Taken while the pack is still open: nobody fills the next one before this one may leave.
-        self.take_permit();
-        let full = std::mem::replace(&mut *open, PackWriter::new(self.vault, Vec::new()));
-        drop(open);
-        let sent = send(full, remote, stats);
-        let outcome = sent.map(|buffer| {
+    }
+
+    /// No more blobs will come: hands over what is left, and lets the sending threads end after it.
+    pub fn close(&self) {
+        for (open, is_pooled) in [(&self.data, true), (&self.nodes, false)] {
+            let mut open = open.lock();
+            if !open.is_empty() {
+                self.hand_over(&mut open, is_pooled);
+            }
+        }
+        self.full.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn hand_over(&self, open: &mut PackWriter, is_pooled: bool) {
+        let mut full = self.full.lock();
+        while full.under_way >= limits::UPLOADS_IN_FLIGHT {
+            self.changed.wait(&mut full);
+        }
+        full.under_way += 1;
+        let writer = std::mem::replace(open, PackWriter::new(self.vault, Vec::new()));
+        full.waiting.push_back(Pack { writer, is_pooled });
+        drop(full);
+        self.changed.notify_all();
+    }
+
+    fn next(&self) -> Option<Pack> {
+        let mut full = self.full.lock();
+        loop {
+            if let Some(pack) = full.waiting.pop_front() {
+                return Some(pack);
+            }
+            if full.closed {
+                return None;
+            }
+            self.changed.wait(&mut full);
+        }
+    }
+
+    fn done(&self) {
+        self.full.lock().under_way -= 1;
+        self.changed.notify_all();
+    }
+
+    fn keep(&self, buffer: Vec<u8>) {
+        let mut spares = self.spares.lock();
+        if spares.len() < BUFFERS {
+            spares.push(buffer);
+        }
+    }
+}
+
+/// A sending thread: sends packs until there will be no more, and stops everyone at the first failure. What comes
+/// after that is dropped, so that nobody waits for room.
+pub(super) fn run(shared: &Shared) {
+    let _working = shared.settings.limits.enter();
+    let packer = &shared.packer;
+    while let Some(Pack { writer, is_pooled }) = packer.next() {
+        let sent = shared
+            .check_cancelled()
+            .and_then(|()| send(writer, shared.remote.as_ref(), &shared.stats));
+        match sent {
             // Unique: taken over, not copied.
-            if !is_node && buffer.is_unique() {
-                *self.spare.lock() = Some(Vec::from(buffer));
-            }
-        });
-        self.give_permit();
-        outcome
-    }
-
-    /// Sends what is left.
-    pub fn flush(&self, remote: &dyn Remote, stats: &Stats) -> Result<()> {
-        for open in [&self.data, &self.nodes] {
-            let rest = std::mem::replace(&mut *open.lock(), PackWriter::new(self.vault, Vec::new()));
-            if !rest.is_empty() {
-                send(rest, remote, stats)?;
-            }
+            Ok(bytes) if is_pooled && bytes.is_unique() => packer.keep(Vec::from(bytes)),
+            Ok(_) => {}
+            Err(error) => shared.fail(error),
         }
-        Ok(())
-    }
-
-    fn take_permit(&self) {
-        let mut permits = self.permits.lock();
-        while *permits == 0 {
-            self.freed.wait(&mut permits);
-        }
-        *permits -= 1;
-    }
-
-    fn give_permit(&self) {
-        *self.permits.lock() += 1;
-        self.freed.notify_one();
+        packer.done();
     }
 }
 

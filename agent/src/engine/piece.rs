@@ -8,10 +8,7 @@ use super::{
     store_chunk::Sink,
 };
 use crate::error::Result;
-use holdfast_core::{
-    ChunkId,
-    limits::{SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX},
-};
+use holdfast_core::{ChunkId, limits::SEGMENT_EXTENTS_MAX};
 use holdfast_repo::{
     ChunkRef, Segment, Strategy,
     delta::{self, Part, Signature},
@@ -187,7 +184,7 @@ impl Piece {
             }
         }
         // One more for the patch.
-        (chunks.len() < SEGMENT_CHUNKS_MAX).then_some(Draft::Delta {
+        (chunks.len() < shared.settings.segment_chunks).then_some(Draft::Delta {
             hash,
             parts: drafts,
             literals,

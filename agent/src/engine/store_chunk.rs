@@ -84,7 +84,7 @@ impl Sink {
             shared.check_cancelled()?;
             self.sealer.set_level(level)?;
             let blob = self.sealer.seal_data(*id, raw)?;
-            shared.packer.push(&blob, shared.remote.as_ref(), &shared.stats)?;
+            shared.packer.push(&blob);
             add(&shared.stats.chunks_new, 1);
             add(&shared.stats.bytes_new, raw.len() as u64);
         }
@@ -101,7 +101,8 @@ impl Sink {
         self.sealer.set_level(shared.settings.levels.content)?;
         let blob = self.sealer.seal_node(node)?;
         shared.nodes.put(&id, &[blob.header_bytes, blob.sealed])?;
-        shared.packer.push(&blob, shared.remote.as_ref(), &shared.stats)
+        shared.packer.push(&blob);
+        Ok(())
     }
 
     /// Opens a node of the parent snapshot, from the cache or from the controllers. A cached blob

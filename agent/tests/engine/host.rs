@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use holdfast_agent::{
     Result,
-    engine::{self, Caches, Outcome, Settings, Stats, Width},
+    engine::{self, Caches, Levels, Outcome, Settings, Stats, Width},
     files::Selection,
     remote::Remote,
 };
-use holdfast_core::{ChunkId, PackId, VaultId};
+use holdfast_core::{ChunkId, PackId, VaultId, limits::SEGMENT_CHUNKS_MAX};
 use holdfast_proto::v1::FilesSpec;
 use holdfast_repo::{
     Content, DirNode, Entry, EntryKind, FileNode, Node, Opener, PackDirectory, RootTree, Segment, VaultKeys,
@@ -74,27 +74,40 @@ impl Host {
         }
     }
 
+    /// What a run with nothing special needs.
+    pub fn settings(&self, spec: &FilesSpec) -> Settings {
+        let own = [self.state.path().to_owned()];
+        Settings {
+            keys: Arc::clone(&self.keys),
+            selection: Arc::new(Selection::open(spec, &["/".into()], &own).unwrap()),
+            parent: self.parent.clone(),
+            workers: 4,
+            levels: Levels {
+                content: 3,
+                segments: 1,
+            },
+            missing: HashSet::new(),
+            limits: Arc::default(),
+            width: self.width,
+            segment_chunks: SEGMENT_CHUNKS_MAX,
+        }
+    }
+
+    pub fn caches(&self) -> Caches {
+        Caches::open(&self.state.path().join("source.cache"), !self.parent.is_empty()).unwrap()
+    }
+
     pub fn back_up(&mut self, spec: &FilesSpec) -> (Outcome, Arc<Stats>) {
         self.back_up_missing(spec, HashSet::new())
     }
 
     pub fn back_up_missing(&mut self, spec: &FilesSpec, missing: HashSet<ChunkId>) -> (Outcome, Arc<Stats>) {
-        let allow = [std::path::PathBuf::from("/")];
         let settings = Settings {
-            keys: Arc::clone(&self.keys),
-            selection: Arc::new(Selection::open(spec, &allow, &[self.state.path().to_owned()]).unwrap()),
-            parent: self.parent.clone(),
-            workers: 4,
-            levels: holdfast_agent::engine::Levels {
-                content: 3,
-                segments: 1,
-            },
             missing,
-            limits: Arc::default(),
-            width: self.width,
+            ..self.settings(spec)
         };
         let stats = Arc::new(Stats::default());
-        let caches = Caches::open(&self.state.path().join("source.cache"), !self.parent.is_empty()).unwrap();
+        let caches = self.caches();
         let remote = Arc::clone(&self.remote) as Arc<dyn Remote>;
         let outcome = engine::run(settings, remote, caches, Arc::clone(&stats), Arc::default()).unwrap();
         self.parent = outcome.trees.clone();

@@ -11,5 +11,6 @@
 mod deltas;
 mod host;
 mod metadata;
+mod sending;
 mod trees;
 mod wide;

@@ -1,10 +1,7 @@
 //! Trees go in whole, and again only as far as they changed.
 
 use crate::host::{Host, make_tree, noise, real_tree, spec};
-use holdfast_agent::{
-    engine::{self, Caches, Settings, Width},
-    files::Selection,
-};
+use holdfast_agent::engine;
 use holdfast_core::ChunkId;
 use holdfast_proto::v1::FilesSpec;
 use holdfast_repo::EntryKind;
@@ -166,21 +163,14 @@ fn a_cancelled_run_ends_with_an_error() {
     let dir = tempfile::tempdir().unwrap();
     make_tree(dir.path());
     let host = Host::new();
-    let settings = Settings {
-        keys: Arc::clone(&host.keys),
-        selection: Arc::new(Selection::open(&spec(dir.path()), &["/".into()], &[]).unwrap()),
-        parent: Vec::new(),
-        workers: 2,
-        levels: holdfast_agent::engine::Levels {
-            content: 3,
-            segments: 1,
-        },
-        missing: HashSet::new(),
-        limits: Arc::default(),
-        width: Width::default(),
-    };
-    let caches = Caches::open(&host.state.path().join("source.cache"), false).unwrap();
     let cancel = Arc::new(AtomicBool::new(true));
-    let outcome = engine::run(settings, host.remote.clone(), caches, Arc::default(), cancel);
+    let settings = host.settings(&spec(dir.path()));
+    let outcome = engine::run(
+        settings,
+        host.remote.clone(),
+        host.caches(),
+        Arc::default(),
+        cancel,
+    );
     assert!(outcome.is_err());
 }

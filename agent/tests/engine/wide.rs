@@ -4,21 +4,14 @@ use crate::host::{Host, Memory, real_tree, spec};
 use bytes::Bytes;
 use holdfast_agent::{
     Result,
-    engine::{self, Caches, Settings, Stats, Width},
-    files::Selection,
+    engine::{self, Settings, Stats, Width},
     remote::Remote,
 };
 use holdfast_core::{ChunkId, PackId};
 use holdfast_repo::EntryKind;
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use std::{
-    collections::{BTreeSet, HashSet},
-    fs,
-    os::unix::fs::symlink,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, sync::Arc};
 
 /// Sections of few names, and hardly any memory for names.
 const NARROW: Width = Width {
@@ -190,28 +183,19 @@ fn back_up_while(
     event: impl FnOnce() + Send + 'static,
 ) -> (engine::Outcome, Arc<Stats>) {
     let settings = Settings {
-        keys: Arc::clone(&host.keys),
-        selection: Arc::new(Selection::open(&spec(root), &["/".into()], &[]).unwrap()),
-        parent: Vec::new(),
         workers: 1,
-        levels: holdfast_agent::engine::Levels {
-            content: 3,
-            segments: 1,
-        },
-        limits: Arc::default(),
-        missing: HashSet::new(),
         width,
+        ..host.settings(&spec(root))
     };
     let remote = Meanwhile {
         inner: Arc::clone(&host.remote),
         event: Mutex::new(Some(Box::new(event))),
     };
     let stats = Arc::new(Stats::default());
-    let caches = Caches::open(&host.state.path().join("source.cache"), false).unwrap();
     let outcome = engine::run(
         settings,
         Arc::new(remote),
-        caches,
+        host.caches(),
         Arc::clone(&stats),
         Arc::default(),
     )

@@ -87,9 +87,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Largest catalog copy or other blob that is sealed as a whole.
 pub const SEALED_BLOB_MAX: usize = 256 * MIB;
-/// Packs that one agent has under way to a controller: while one is sent, the next is filled, which
-/// takes longer; each is held in memory until it is acknowledged.
-pub const UPLOADS_IN_FLIGHT: usize = 1;
+/// Packs that one agent has under way to a controller: while one is sent, another waits for its syncs, and the next
+/// is filled. Each is held in memory until it is acknowledged.
+pub const UPLOADS_IN_FLIGHT: usize = 2;
 
 // --- Controller -------------------------------------------------------------
 

@@ -49,6 +49,18 @@ impl Holdfast {
     }
 }
 
+/// The agent's settings of the engine, as in `level=1,workers=3`.
+fn pipeline(text: &str) -> anyhow::Result<Vec<(String, i64)>> {
+    let setting = |setting: &str| {
+        let (name, value) = setting.split_once('=')?;
+        Some((name.to_string(), value.parse().ok()?))
+    };
+    let settings = text.split(',').filter(|part| !part.is_empty());
+    settings
+        .map(|part| setting(part).with_context(|| format!("HOLDFAST_BENCH_PIPELINE: {part:?} is no setting")))
+        .collect()
+}
+
 impl Tool for Holdfast {
     fn name(&self) -> &'static str {
         "holdfast"
@@ -58,10 +70,7 @@ impl Tool for Holdfast {
         let mut cluster = Cluster::start_with(Options {
             base: Some(self.dir.clone()),
             log: Some("warn".into()),
-            level: std::env::var("HOLDFAST_BENCH_LEVEL")
-                .ok()
-                .map(|level| level.parse().context("HOLDFAST_BENCH_LEVEL"))
-                .transpose()?,
+            pipeline: pipeline(&std::env::var("HOLDFAST_BENCH_PIPELINE").unwrap_or_default())?,
             ..Options::default()
         });
         let Some(parent) = self.source.parent() else {

@@ -34,10 +34,8 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// Filter of the log, when not the harness' own.
     pub log: Option<String>,
-    /// The agents' zstd level, when not the default.
-    pub level: Option<i64>,
-    /// The agents' worker threads, when not the default.
-    pub workers: Option<i64>,
+    /// The agents' settings of the engine that are not the default, such as `("workers", 2)`.
+    pub pipeline: Vec<(String, i64)>,
 }
 
 /// An agent's process and its files.
@@ -338,10 +336,9 @@ impl Cluster {
             "restore_targets".into(),
             toml::Value::Array(vec![toml::Value::String(target)]),
         );
-        let settings = [("level", self.options.level), ("workers", self.options.workers)];
+        let settings = self.options.pipeline.iter();
         let pipeline: toml::Table = settings
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.to_string(), toml::Value::Integer(value?))))
+            .map(|(name, value)| (name.clone(), toml::Value::Integer(*value)))
             .collect();
         table.insert("pipeline".into(), toml::Value::Table(pipeline));
         fs::write(config, toml::to_string(&table).unwrap()).unwrap();
