@@ -38,8 +38,8 @@ impl Place {
         Ok(place)
     }
 
-    /// Fills as much memory as a restore will, and lets go of it: pages that a virtual machine never used, or gave
-    /// back, cost several times as much, and whoever restores first would pay for all.
+    /// Fills as much memory as a tool will, and lets go of it: pages that a virtual machine never used, or gave
+    /// back to its host, cost several times as much, and who comes first would pay for all.
     pub fn warm(&self, bytes: u64) -> anyhow::Result<()> {
         let path = self.restores.join("warm");
         let mut file = fs::File::create(&path)?;

@@ -166,6 +166,9 @@ impl Bench {
             for (tool, stored) in tools.iter_mut().zip(&mut stored) {
                 // Nobody pays for what another left unwritten.
                 self.clock.time("syncing", rustix::fs::sync);
+                if *step == Step::First {
+                    self.warm(data)?;
+                }
                 let Some(cost) = self.clock.time("tools", || tool.backup(*step))? else {
                     continue;
                 };
@@ -187,6 +190,12 @@ impl Bench {
         })
     }
 
+    /// Memory for as much as the source holds: for the page cache of what is written.
+    fn warm(&mut self, data: &Data) -> anyhow::Result<()> {
+        let bytes = self.report.sources.get(data.name()).copied().unwrap_or(0);
+        self.clock.time("warming memory", || self.place.warm(bytes))
+    }
+
     fn restore(
         &mut self,
         data: &Data,
@@ -195,8 +204,7 @@ impl Bench {
         expected: &tree::Tree,
     ) -> anyhow::Result<()> {
         self.clock.time("syncing", rustix::fs::sync);
-        let bytes = self.report.sources.get(data.name()).copied().unwrap_or(0);
-        self.clock.time("warming memory", || self.place.warm(bytes))?;
+        self.warm(data)?;
         let to = self.place.restores.join("to");
         fs::create_dir_all(&to)?;
         let (cost, root) = self.clock.time("tools", || tool.restore(&to))?;
