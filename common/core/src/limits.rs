@@ -73,6 +73,8 @@ pub const STREAM_WINDOW: u32 = 8 * MIB as u32;
 pub const CONNECTION_WINDOW: u32 = 32 * MIB as u32;
 /// HTTP/2 frame: few enough headers for throughput, small enough for fair streams.
 pub const HTTP2_FRAME: u32 = 256 * KIB as u32;
+/// Bytes that wait encrypted on one connection: a frame is written to the socket at once.
+pub const TLS_BUFFER: usize = HTTP2_FRAME as usize + 16 * KIB;
 /// Most bytes of headers in one request.
 pub const HEADERS_MAX: u32 = 16 * KIB as u32;
 /// Most connections of one server, all peers together.

@@ -7,6 +7,7 @@ use crate::{
         Fingerprint, TlsIdentity,
         verify::{ServerRule, provider},
     },
+    read_ahead::ReadAhead,
     trace::TraceInterceptor,
 };
 use holdfast_core::{ClusterId, limits};
@@ -211,7 +212,7 @@ struct Dialer {
 
 impl Dialer {
     /// Tries each address once, beginning with the one that last answered.
-    async fn dial(&self) -> Result<TlsStream<TcpStream>> {
+    async fn dial(&self) -> Result<TlsStream<ReadAhead<TcpStream>>> {
         let start = self.last_good.load(Ordering::Relaxed);
         let mut failures = Vec::new();
         for step in 0..self.addresses.len() {
@@ -248,13 +249,16 @@ impl Dialer {
         }
     }
 
-    async fn dial_one(&self, address: &str) -> Result<TlsStream<TcpStream>> {
+    async fn dial_one(&self, address: &str) -> Result<TlsStream<ReadAhead<TcpStream>>> {
         let unavailable = |e: std::io::Error| NetError::Unavailable(e.to_string());
         let socket = TcpStream::connect(address).await.map_err(unavailable)?;
         socket.set_nodelay(true).map_err(unavailable)?;
         let name =
             ServerName::try_from(CONTROLLER_DNS_NAME).map_err(NetError::internal("name the server"))?;
-        let stream = self.tls.connect(name, socket).await.map_err(tls_error)?;
+        let connecting = self.tls.connect_with(name, ReadAhead::new(socket), |tls| {
+            tls.set_buffer_limit(Some(limits::TLS_BUFFER));
+        });
+        let stream = connecting.await.map_err(tls_error)?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(NetError::Untrusted("the server does not speak HTTP/2".into()));
         }

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod notify;
 pub mod pem;
 pub mod pki;
+mod read_ahead;
 pub mod sealed;
 pub mod seed;
 pub mod server;

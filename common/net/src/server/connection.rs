@@ -1,11 +1,12 @@
 //! One connection from its first byte to its last.
 
 use super::{Live, OPEN_CALLS, PeerAddress, PeerIdentity, Shared};
-use crate::{identity::Identity, status::to_status_with, trace};
+use crate::{identity::Identity, read_ahead::ReadAhead, status::to_status_with, trace};
 use holdfast_core::{ErrorKind, limits};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ServerConnection;
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -57,7 +58,11 @@ impl Connection {
 
     /// The TLS handshake, in bounded time. When too many are pending the oldest is given up: honest peers need
     /// milliseconds, so the oldest is the likeliest to be stuck.
-    async fn handshake(&self, socket: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
+    async fn handshake(
+        &self,
+        socket: TcpStream,
+        acceptor: TlsAcceptor,
+    ) -> Option<TlsStream<ReadAhead<TcpStream>>> {
         let given_up = self.cut.child_token();
         {
             let mut pending = self.shared.handshakes.lock();
@@ -74,7 +79,8 @@ impl Connection {
             () = tokio::time::sleep(limits::HANDSHAKE_TIMEOUT) => Err("took too long".to_owned()),
             stream = async {
                 socket.set_nodelay(true)?;
-                acceptor.accept(socket).await
+                let limit = |tls: &mut ServerConnection| tls.set_buffer_limit(Some(limits::TLS_BUFFER));
+                acceptor.accept_with(ReadAhead::new(socket), limit).await
             } => stream.map_err(|e| e.to_string()),
         };
         self.shared.handshakes.lock().remove(&self.id);
@@ -93,7 +99,7 @@ impl Connection {
         }
     }
 
-    async fn serve(&self, stream: TlsStream<TcpStream>, identity: Option<Arc<Identity>>) {
+    async fn serve(&self, stream: TlsStream<ReadAhead<TcpStream>>, identity: Option<Arc<Identity>>) {
         let service = {
             let shared = Arc::clone(&self.shared);
             let (routes, address, identity) = (self.routes.clone(), self.address, identity.clone());
