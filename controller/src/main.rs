@@ -27,6 +27,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    holdfast_core::keep_freed_buffers();
     let Command::Run { config: path, check } = Cli::parse().command;
     let done = Config::load(&path).and_then(|config| {
         if check {

@@ -16,6 +16,7 @@ mod error;
 mod host_limits;
 mod id;
 pub mod limits;
+mod memory;
 mod name;
 mod names;
 
@@ -25,5 +26,6 @@ pub use host_limits::{HostLimits, IoClass, nice_of_weight, weight_of_nice};
 pub use id::{
     ChunkId, ClusterId, IdError, JobId, PackId, RequestId, SessionId, SnapshotId, StoreId, VaultId,
 };
+pub use memory::keep_freed_buffers;
 pub use name::{Name, NameError, SourceRef};
 pub use names::Names;

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    holdfast_core::keep_freed_buffers();
     holdfastctl::run()
 }
