@@ -14,9 +14,9 @@ use std::{
     },
 };
 
-/// A patch chunk is stored once it holds so much: large enough to compress well and to be few, small
-/// enough that a segment of many patches can be read.
-const PATCH_TARGET: usize = 512 * 1024;
+/// A patch chunk is stored once it holds so much: large enough to compress well and to be few, small enough that
+/// a restore can keep the patches of a segment and its neighbours, 64 of each, at hand.
+const PATCH_TARGET: usize = 128 * 1024;
 /// Pieces that may wait for a patch to fill up before it is stored as it is.
 const WAITING_MAX: usize = 256;
 

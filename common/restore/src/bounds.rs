@@ -23,9 +23,10 @@ pub const FETCH_BYTES: usize = 32 * MIB;
 /// What a blob is longer than its content at most.
 pub const BLOB_OVERHEAD: usize = 128;
 /// What a chunk of which a segment takes parts is reckoned with; its length is not known before it came.
-pub const PART_CHUNK: usize = MIB;
+/// Most are patches of 128 KiB; where they are longer, less is fetched at once.
+pub const PART_CHUNK: usize = MIB / 4;
 /// Different chunks that the segments of parts in one region are made of, unless one alone needs more.
-pub const REGION_PART_CHUNKS: usize = 32;
+pub const REGION_PART_CHUNKS: usize = 128;
 /// Opened chunks that segments of parts are put together from, kept for their neighbours.
 pub const PARTS_CACHED: usize = 24 * MIB;
 /// Most workers, however many cores there are: beyond it, the bytes in flight are the limit.
@@ -50,3 +51,4 @@ pub const READ_GAP: u64 = 64 * 1024;
 pub const READ_MAX: u64 = 8 * MIB as u64;
 
 const _: () = assert!(REGION_BYTES + CHUNK_MAX <= CONTENT_IN_FLIGHT);
+const _: () = assert!(REGION_BYTES + REGION_PART_CHUNKS * PART_CHUNK <= CONTENT_IN_FLIGHT);
