@@ -8,6 +8,7 @@
     reason = "tests fail by panicking"
 )]
 
+use holdfast_core::limits::{PACK_TARGET, UPLOADS_IN_FLIGHT};
 use holdfast_integration::{
     harness::{Cluster, Options, Process, Thread, restored_root, threads},
     seed::{self, Rng},
@@ -23,6 +24,8 @@ use std::{
 const AGENT: &str = "web1";
 const SOURCE: &str = "web1/data";
 const WORKERS: usize = 2;
+/// Workers, and those that send what they fill.
+const THREADS: usize = WORKERS + UPLOADS_IN_FLIGHT;
 /// The slowest rate there is: at it, what the tests back up would take hours.
 const CRAWL: &str = "1KiB/s";
 
@@ -40,14 +43,15 @@ fn start(test: &str) -> (Cluster, PathBuf) {
         rng.fill(&mut bytes);
         fs::write(root.join(name), bytes).unwrap();
     };
-    write("large", 40 << 20);
+    // More than may be under way and filled: workers are there until something was sent.
+    write("large", (UPLOADS_IN_FLIGHT + 2) * PACK_TARGET);
     (0..50).for_each(|n| write(&format!("small/{n}"), 10_000));
     cluster.join_agent(AGENT, &[&root]);
     (cluster, root)
 }
 
-fn workers_of(pid: u32) -> Vec<Thread> {
-    threads(pid, "backup-")
+fn threads_of(pid: u32) -> Vec<Thread> {
+    [threads(pid, "backup-"), threads(pid, "send-")].concat()
 }
 
 /// What the kernel says of a thread's I/O class, by a tool that is not ours.
@@ -60,13 +64,13 @@ fn io_class(thread: &Thread) -> String {
 }
 
 fn assert_threads(pid: u32, nice: i32, io: &str) {
-    let workers = workers_of(pid);
-    assert_eq!(workers.len(), WORKERS, "{workers:?}");
-    for worker in workers {
+    let threads = threads_of(pid);
+    assert_eq!(threads.len(), THREADS, "{threads:?}");
+    for thread in threads {
         assert_eq!(
-            (worker.nice, io_class(&worker)),
+            (thread.nice, io_class(&thread)),
             (nice, io.to_string()),
-            "{worker:?}"
+            "{thread:?}"
         );
     }
 }
@@ -107,7 +111,7 @@ fn limits_of_a_running_job_change_with_apply_and_are_read_back() {
     );
     let pid = cluster.agent_process(AGENT).pid();
     let job = cluster.start_backup(SOURCE);
-    let running = cluster.wait_for_job(&job, "at work", |job| job["limits"]["threads"] == WORKERS);
+    let running = cluster.wait_for_job(&job, "at work", |job| job["limits"]["threads"] == THREADS);
     let limits = &running["limits"];
     assert_eq!(
         (&limits["bandwidth"], &limits["read_rate"]),
@@ -193,7 +197,7 @@ fn threads_that_may_not_be_raised_are_reported() {
     cluster.apply_limits(SOURCE, &root, &format!("{{bandwidth: {CRAWL}, cpu_weight: 11}}"));
     let job = cluster.start_backup(SOURCE);
     cluster.wait_for_job(&job, "at work", |job| {
-        job["limits"]["threads"] == WORKERS && job["limits"]["nice"] == 10
+        job["limits"]["threads"] == THREADS && job["limits"]["nice"] == 10
     });
     let watching = cluster.ctl_beside(&["job", "watch", &job]);
     cluster.apply_limits(SOURCE, &root, &format!("{{bandwidth: {CRAWL}, cpu_weight: 100}}"));
