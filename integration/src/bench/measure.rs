@@ -6,6 +6,7 @@ use serde::Serialize;
 use std::{
     collections::BTreeMap,
     fs,
+    io::{self, Read as _},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -201,6 +202,27 @@ fn peak_rss(pid: u32) -> Option<u64> {
         .parse::<u64>()
         .ok()
         .map(|kib| kib * 1024)
+}
+
+/// Reads all that lies below a path, so that the page cache holds it.
+///
+/// # Errors
+/// When something cannot be read.
+pub fn read_all(path: &std::path::Path) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut pending = vec![path.to_path_buf()];
+    while let Some(path) = pending.pop() {
+        let kind = fs::symlink_metadata(&path)?.file_type();
+        if kind.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                pending.push(entry?.path());
+            }
+        } else if kind.is_file() {
+            let mut file = fs::File::open(&path)?;
+            while file.read(&mut buffer)? > 0 {}
+        }
+    }
+    Ok(())
 }
 
 /// Bytes in regular files below `dir`.

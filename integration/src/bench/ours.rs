@@ -98,6 +98,12 @@ impl Tool for Holdfast {
         Ok((cost, restored_root(&target, &self.source)))
     }
 
+    fn repository(&self) -> PathBuf {
+        self.cluster
+            .as_ref()
+            .map_or_else(PathBuf::new, Cluster::store_dir)
+    }
+
     fn stored(&self) -> u64 {
         self.cluster
             .as_ref()

@@ -22,6 +22,8 @@ pub trait Tool {
     fn backup(&mut self, step: Step) -> anyhow::Result<Option<Cost>>;
     /// Restores the latest backup below `to`. Returns the cost and where the source's root is then.
     fn restore(&mut self, to: &Path) -> anyhow::Result<(Cost, PathBuf)>;
+    /// Where what it restores from lies.
+    fn repository(&self) -> PathBuf;
     /// Bytes in the repository.
     fn stored(&self) -> u64;
     /// Removes the repository.
@@ -247,6 +249,14 @@ impl Tool for Peer {
             }
         };
         Ok((self.measure(command)?, root))
+    }
+
+    fn repository(&self) -> PathBuf {
+        if self.name == "cp" {
+            self.source.clone()
+        } else {
+            self.repo.clone()
+        }
     }
 
     fn stored(&self) -> u64 {

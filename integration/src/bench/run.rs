@@ -3,7 +3,7 @@
 //! so that a run that is cut short has as many rounds of each.
 
 use super::{
-    measure::Cost,
+    measure::{self, Cost},
     ours::Holdfast,
     peers::{PEERS, Peer, Step, Tool},
     place::{Place, remove},
@@ -169,6 +169,11 @@ impl Bench {
                 if *step == Step::First {
                     self.warm(data)?;
                 }
+                // All repositories together may be more than memory holds, and push a large file out.
+                if source.is_file() {
+                    self.clock
+                        .time("warming the page cache", || measure::read_all(source))?;
+                }
                 let Some(cost) = self.clock.time("tools", || tool.backup(*step))? else {
                     continue;
                 };
@@ -205,6 +210,9 @@ impl Bench {
     ) -> anyhow::Result<()> {
         self.clock.time("syncing", rustix::fs::sync);
         self.warm(data)?;
+        let repository = tool.repository();
+        self.clock
+            .time("warming the page cache", || measure::read_all(&repository))?;
         let to = self.place.restores.join("to");
         fs::create_dir_all(&to)?;
         let (cost, root) = self.clock.time("tools", || tool.restore(&to))?;
