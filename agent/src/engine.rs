@@ -183,6 +183,7 @@ impl Shared {
         self.failure.lock().get_or_insert(error);
         self.cancel.store(true, Ordering::Relaxed);
         self.queue.stop();
+        self.packer.stop();
     }
 
     /// Bytes were read from a file: waits for as long as the limit says.
@@ -275,7 +276,10 @@ fn work(shared: &Shared) {
         let start = |name: String, work: fn(&Shared)| {
             let span = &span;
             let thread = std::thread::Builder::new().name(name);
-            thread.spawn_scoped(scope, move || span.in_scope(|| work(shared)))
+            thread.spawn_scoped(scope, move || {
+                let _guard = StopOnPanic(shared);
+                span.in_scope(|| work(shared));
+            })
         };
         let senders = (0..UPLOADS_IN_FLIGHT).map(|n| start(format!("send-{n}"), packer::run));
         let senders: Vec<_> = senders.collect();
@@ -289,17 +293,36 @@ fn work(shared: &Shared) {
             Vec::new()
         };
         if !workers.iter().any(Result::is_ok) {
-            let why = senders.into_iter().chain(workers).find_map(Result::err);
-            let why = why.map_or_else(String::new, |error| format!(": {error}"));
+            let failed = senders
+                .iter()
+                .chain(&workers)
+                .find_map(|thread| thread.as_ref().err());
+            let why = failed.map_or_else(String::new, |error| format!(": {error}"));
             shared.fail(AgentError::Internal(format!("no thread can be started{why}")));
-        } else {
-            for worker in workers.into_iter().flatten() {
-                // A panic is passed on by the scope.
-                let _ = worker.join();
-            }
+        }
+        // One that panicked has stopped everyone and said so.
+        for worker in workers.into_iter().flatten() {
+            let _ = worker.join();
         }
         shared.packer.close();
+        for sender in senders.into_iter().flatten() {
+            let _ = sender.join();
+        }
     });
+}
+
+/// Ends the others when a thread dies, which would otherwise wait for it for ever.
+struct StopOnPanic<'s>(&'s Shared);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            self.0.fail(AgentError::Internal(format!(
+                "thread {name} ended abnormally; see the log"
+            )));
+        }
+    }
 }
 
 /// The top's entries, in the order of the roots; roots that could not be read have none.

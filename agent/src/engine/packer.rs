@@ -37,6 +37,8 @@ struct Full {
     under_way: usize,
     /// No more will come.
     closed: bool,
+    /// The run failed: what is there is dropped, and nobody waits any more.
+    stopped: bool,
 }
 
 struct Pack {
@@ -91,19 +93,31 @@ impl Packer {
 
     fn hand_over(&self, open: &mut PackWriter, is_pooled: bool) {
         let mut full = self.full.lock();
-        while full.under_way >= limits::UPLOADS_IN_FLIGHT {
+        while full.under_way >= limits::UPLOADS_IN_FLIGHT && !full.stopped {
             self.changed.wait(&mut full);
         }
-        full.under_way += 1;
         let writer = std::mem::replace(open, PackWriter::new(self.vault, Vec::new()));
+        if full.stopped {
+            return;
+        }
+        full.under_way += 1;
         full.waiting.push_back(Pack { writer, is_pooled });
         drop(full);
+        self.changed.notify_all();
+    }
+
+    /// Lets everyone go on to their end.
+    pub fn stop(&self) {
+        self.full.lock().stopped = true;
         self.changed.notify_all();
     }
 
     fn next(&self) -> Option<Pack> {
         let mut full = self.full.lock();
         loop {
+            if full.stopped {
+                return None;
+            }
             if let Some(pack) = full.waiting.pop_front() {
                 return Some(pack);
             }
@@ -127,8 +141,7 @@ impl Packer {
     }
 }
 
-/// A sending thread: sends packs until there will be no more, and stops everyone at the first failure. What comes
-/// after that is dropped, so that nobody waits for room.
+/// A sending thread: sends packs until there will be no more, and stops everyone at the first failure.
 pub(super) fn run(shared: &Shared) {
     let _working = shared.settings.limits.enter();
     let packer = &shared.packer;

@@ -97,6 +97,49 @@ impl Remote for Refusing {
     }
 }
 
+/// A remote side that dies where it is told to.
+struct Dying {
+    inner: Memory,
+    in_upload: bool,
+}
+
+impl Remote for Dying {
+    fn known(&self, ids: &[ChunkId]) -> Result<Vec<bool>> {
+        assert!(self.in_upload, "planted");
+        self.inner.known(ids)
+    }
+
+    fn fetch(&self, ids: &[ChunkId]) -> Result<Vec<Option<Bytes>>> {
+        self.inner.fetch(ids)
+    }
+
+    fn upload(&self, _: PackId, _: Bytes) -> Result<()> {
+        panic!("planted")
+    }
+}
+
+#[test]
+fn a_thread_that_panics_ends_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path());
+    for (in_upload, name) in [(false, "backup-"), (true, "send-")] {
+        let host = Host::new();
+        let remote = Arc::new(Dying {
+            inner: Memory::default(),
+            in_upload,
+        });
+        let outcome = engine::run(
+            host.settings(&spec(dir.path())),
+            remote,
+            host.caches(),
+            Arc::default(),
+            Arc::default(),
+        );
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("abnormally"), "{error}");
+    }
+}
+
 #[test]
 fn a_refused_pack_ends_the_run_with_its_reason() {
     let dir = tempfile::tempdir().unwrap();
