@@ -12,12 +12,32 @@ use aws_lc_rs::{
 };
 use holdfast_core::{ChunkId, limits::NODE_LINKS_MAX};
 use std::sync::Arc;
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::{
+    bulk::{Compressor, Decompressor},
+    zstd_safe::CParameter,
+};
 
 /// Compressed content must save at least this fraction (one in …) to be worth decoding later.
 const WORTH_ONE_IN: usize = 32;
 /// Below this a zstd frame costs more than it saves.
 const COMPRESS_MIN: usize = 48;
+
+/// The level that is tuned: zstd's default.
+const TUNED_LEVEL: i32 = 3;
+/// What level 3 is given instead of zstd's own tables: its index of short matches looks at 5 bytes and fits
+/// into the first cache, its index of long ones is as large as for large inputs (zstd makes it smaller for
+/// small ones). On source code of all sizes 7 % less time for 0.2 % more bytes.
+const TUNED: [CParameter; 3] = [
+    CParameter::HashLog(17),
+    CParameter::ChainLog(14),
+    CParameter::MinMatch(5),
+];
+/// Zero gives a parameter back to the level.
+const OF_THE_LEVEL: [CParameter; 3] = [
+    CParameter::HashLog(0),
+    CParameter::ChainLog(0),
+    CParameter::MinMatch(0),
+];
 
 /// Turns chunks into blobs. One per thread: it keeps its compressor and buffers.
 pub struct Sealer {
@@ -46,7 +66,12 @@ impl Sealer {
     /// # Errors
     /// `Primitive` when zstd cannot make a context.
     pub fn new(keys: Arc<VaultKeys>, level: i32) -> Result<Self, RepoError> {
-        let compressor = Compressor::new(level).map_err(|_| RepoError::Primitive("the compressor"))?;
+        let compressor = || -> std::io::Result<_> {
+            let mut compressor = Compressor::new(level)?;
+            tune(&mut compressor, level)?;
+            Ok(compressor)
+        };
+        let compressor = compressor().map_err(|_| RepoError::Primitive("the compressor"))?;
         Ok(Self {
             keys,
             compressor,
@@ -63,7 +88,8 @@ impl Sealer {
     pub fn set_level(&mut self, level: i32) -> Result<(), RepoError> {
         if level != self.level {
             let set = self.compressor.set_compression_level(level);
-            set.map_err(|_| RepoError::Primitive("the compressor"))?;
+            set.and_then(|()| tune(&mut self.compressor, level))
+                .map_err(|_| RepoError::Primitive("the compressor"))?;
             self.level = level;
         }
         Ok(())
@@ -155,6 +181,13 @@ impl Sealer {
         self.scratch[front..front + raw.len()].copy_from_slice(raw);
         Ok((Codec::Raw, raw.len()))
     }
+}
+
+fn tune(compressor: &mut Compressor<'_>, level: i32) -> std::io::Result<()> {
+    let parameters = if level == TUNED_LEVEL { TUNED } else { OF_THE_LEVEL };
+    parameters
+        .into_iter()
+        .try_for_each(|parameter| compressor.set_parameter(parameter))
 }
 
 /// Turns blobs back into chunks. One per thread.
@@ -299,6 +332,24 @@ mod tests {
         let mut sealer = Sealer::new(keys, 3).unwrap();
         let sealed = sealer.seal_data(id, raw).unwrap();
         (id, [sealed.header_bytes, sealed.sealed].concat())
+    }
+
+    /// A level's parameters do not stay when the level is left.
+    #[test]
+    fn a_level_is_the_same_after_another() {
+        let text: Vec<u8> = (0..60_000_u32)
+            .flat_map(|n| (n * n % 8_191).to_string().into_bytes())
+            .collect();
+        let keys = keys();
+        let id = keys.data_id(&text);
+        let len = |sealer: &mut Sealer| sealer.seal_data(id, &text).unwrap().sealed.len();
+        let of = |level| len(&mut Sealer::new(Arc::clone(&keys), level).unwrap());
+        let mut sealer = Sealer::new(Arc::clone(&keys), TUNED_LEVEL).unwrap();
+        for level in [1, TUNED_LEVEL, 2] {
+            sealer.set_level(level).unwrap();
+            assert_eq!(len(&mut sealer), of(level), "level {level}");
+        }
+        assert_ne!(of(1), of(TUNED_LEVEL));
     }
 
     proptest! {

@@ -182,8 +182,8 @@ impl<T: Send> Drop for StopOnPanic<'_, '_, T> {
     }
 }
 
-/// Threads for work that waits for fetches half of the time.
+/// Threads for work that waits for fetches more than half of the time.
 pub(crate) fn worker_count() -> usize {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    (2 * cores).min(crate::bounds::WORKERS_MAX)
+    (3 * cores).min(crate::bounds::WORKERS_MAX)
 }

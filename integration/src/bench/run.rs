@@ -169,11 +169,10 @@ impl Bench {
                 if *step == Step::First {
                     self.warm(data)?;
                 }
-                // All repositories together may be more than memory holds, and push a large file out.
-                if source.is_file() {
-                    self.clock
-                        .time("warming the page cache", || measure::read_all(source))?;
-                }
+                // All repositories together may be more than memory holds, and a host that takes back memory of
+                // its machines takes what was read long ago first.
+                self.clock
+                    .time("warming the page cache", || measure::read_all(source))?;
                 let Some(cost) = self.clock.time("tools", || tool.backup(*step))? else {
                     continue;
                 };
