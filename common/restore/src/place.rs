@@ -78,7 +78,7 @@ pub struct RestoreOptions {
     pub on_removal: OnRemoval,
     /// Only count: nothing is written, and no content is read.
     pub dry_run: bool,
-    /// Threads; twice the number of cores unless set.
+    /// Threads; three times the number of cores unless set.
     pub workers: Option<usize>,
     /// Moved while the restore runs.
     pub progress: Arc<Progress>,
