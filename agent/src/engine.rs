@@ -17,6 +17,7 @@ mod queue;
 mod reader;
 mod record_cache;
 mod section;
+mod settled;
 mod stats;
 mod store_chunk;
 mod worker;

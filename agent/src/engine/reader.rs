@@ -9,6 +9,7 @@ use super::{
     old_file::OldFile,
     piece::Piece,
     section::Section,
+    settled::Look,
     stats::add,
     store_chunk::Sink,
 };
@@ -114,7 +115,10 @@ fn read_stable(
     };
     let mut attempt = 0;
     loop {
-        let before = rustix::fs::fstat(fd)?;
+        let Look {
+            stat: before,
+            is_settled,
+        } = Look::at(fd)?;
         let file = LargeFile::new(section, index, link);
         let mut window = std::mem::take(&mut sink.window);
         let mut reading = Reading {
@@ -135,7 +139,7 @@ fn read_stable(
         outcome?;
         let found = Found::read(shared, Handle::Open(fd.as_fd()), section.directory.is_top());
         let after = rustix::fs::fstat(fd)?;
-        let changed = is_changed(&before, &after) || read != before.st_size as u64;
+        let changed = !is_settled || is_changed(&before, &after) || read != before.st_size as u64;
         if changed && attempt < REREADS {
             // The pieces of this attempt may still be on their way: they finish nothing, since the
             // reader's own part of this attempt is never reported as done.

@@ -8,6 +8,7 @@ use super::{
     queue::Task,
     reader::{REREADS, is_changed, read_large},
     section::Section,
+    settled::Look,
     stats::add,
     store_chunk::Sink,
 };
@@ -166,17 +167,20 @@ fn read_until_stable(
         Err(error) => return Err(error),
     };
     let start = arena.len();
-    let mut before = rustix::fs::fstat(&fd)?;
-    if !FileType::from_raw_mode(before.st_mode).is_file() {
-        return Ok(None);
-    }
     for attempt in 0..=REREADS {
         arena.truncate(start);
+        let Look {
+            stat: before,
+            is_settled,
+        } = Look::at(&fd)?;
+        if !FileType::from_raw_mode(before.st_mode).is_file() {
+            return Ok(None);
+        }
         let read = read_whole(&fd, before.st_size as usize, arena)?;
         shared.pay_for_reading(read);
         let found = Found::read(shared, Handle::Open(fd.as_fd()), false);
         let after = rustix::fs::fstat(&fd)?;
-        let changed = is_changed(&before, &after) || read as i64 != before.st_size;
+        let changed = !is_settled || is_changed(&before, &after) || read as i64 != before.st_size;
         if !changed || attempt == REREADS {
             let kind = known.kind.clone();
             let entry = Entry {
@@ -190,7 +194,6 @@ fn read_until_stable(
                 found,
             }));
         }
-        before = after;
     }
     Ok(None)
 }
