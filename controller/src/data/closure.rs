@@ -3,12 +3,16 @@
 
 use super::links::{LinkReader, NODES_AT_ONCE};
 use crate::error::Result;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use holdfast_core::{ChunkId, limits};
 use holdfast_repo::{Link, Links};
 use std::collections::HashSet;
 
 /// Missing ids that are told apart; beyond, the count may include one more than once.
 const MISSING_TRACKED: usize = 1 << 20;
+
+/// Queries of one check that run side by side: an agent waits for its end, and with it whoever waits for the backup.
+const LOOKUPS_AT_ONCE: usize = 4;
 
 /// Half of an id: sets of these decide only what is walked again, and no two ids of honest origin share it.
 type Half = [u8; 16];
@@ -112,21 +116,22 @@ impl Walk<'_> {
         }
         asked.sort_unstable();
         asked.dedup();
+        let (index, vault) = (&self.reader.index, self.reader.vault);
+        let answers = (0..asked.len()).step_by(limits::IDS_PER_QUERY).map(|from| {
+            let part = asked.iter().skip(from).take(limits::IDS_PER_QUERY);
+            let ids: Vec<ChunkId> = part.map(|link| link.id).collect();
+            index.blocking(move |index| index.contains(vault, &ids))
+        });
+        let answers: Vec<Vec<bool>> = stream::iter(answers)
+            .buffered(LOOKUPS_AT_ONCE)
+            .try_collect()
+            .await?;
         let mut below = Vec::new();
-        for part in asked.chunks(limits::IDS_PER_QUERY) {
-            let ids: Vec<ChunkId> = part.iter().map(|link| link.id).collect();
-            let vault = self.reader.vault;
-            let known = self
-                .reader
-                .index
-                .blocking(move |index| index.contains(vault, &ids))
-                .await?;
-            for (link, known) in part.iter().zip(known) {
-                if !known {
-                    self.miss(link.id);
-                } else if link.is_node {
-                    below.push(link.id);
-                }
+        for (link, known) in asked.iter().zip(answers.into_iter().flatten()) {
+            if !known {
+                self.miss(link.id);
+            } else if link.is_node {
+                below.push(link.id);
             }
         }
         Ok(below)
