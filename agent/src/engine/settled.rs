@@ -96,7 +96,7 @@ mod tests {
             let after = file.as_file().metadata().unwrap();
             assert!(seen.is_settled);
             assert_ne!(
-                (seen.stat.st_ctime, seen.stat.st_ctime_nsec),
+                (seen.stat.st_ctime, seen.stat.st_ctime_nsec as i64),
                 (after.ctime(), after.ctime_nsec())
             );
         }
