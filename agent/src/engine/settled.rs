@@ -39,7 +39,8 @@ impl Look {
             if is_settled || began.elapsed() >= patience(&stat) {
                 return Ok(Self { stat, is_settled });
             }
-            std::thread::sleep(LOOK);
+            // A worker is a thread of its own, which nobody unparks.
+            std::thread::park_timeout(LOOK);
         }
     }
 }
