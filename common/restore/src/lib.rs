@@ -21,7 +21,7 @@ mod content;
 mod error;
 mod file_segments;
 mod path;
-mod pattern;
+pub mod pattern;
 mod place;
 mod pool;
 mod progress;
@@ -39,7 +39,7 @@ mod wanted;
 
 pub use chunks::{BlobOpener, ChunkReader};
 pub use error::RestoreError;
-pub use path::{join_path, shown};
+pub use path::{join_path, names, shown};
 pub use place::{Layout, OnRemoval, RestoreOptions, restore};
 pub use progress::Progress;
 pub use recover::{RecoveredSnapshot, Recovery, Refused};

@@ -30,7 +30,8 @@ pub fn join_path(path: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// The names of a path; empty ones and `.` say nothing and are left out.
-pub(crate) fn names(path: &[u8]) -> Vec<Vec<u8>> {
+#[must_use]
+pub fn names(path: &[u8]) -> Vec<Vec<u8>> {
     path.split(|byte| *byte == b'/')
         .filter(|name| !name.is_empty() && *name != b".")
         .map(<[u8]>::to_vec)

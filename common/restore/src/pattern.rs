@@ -1,5 +1,5 @@
 //! Patterns of paths: `*` and `?` within a name, `**` for any number of directories, `\` before a
-//! character that is meant as it is.
+//! character that is meant as it is. What is no UTF-8 counts byte by byte.
 
 /// One step of a pattern, from a directory to what is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,34 +12,39 @@ enum Step {
 
 /// A pattern over the names of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pattern(Vec<Step>);
+pub struct Pattern(Vec<Step>);
 
 /// How far along a pattern a path may have come: several places at once because of `**`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reached {
+pub struct Reached {
     at: Vec<usize>,
     end: bool,
 }
 
 impl Reached {
     /// The path fits as a whole.
-    pub(crate) fn is_match(&self) -> bool {
+    #[must_use]
+    pub fn is_match(&self) -> bool {
         self.end
     }
 
     /// Something below the path may fit.
-    pub(crate) fn is_alive(&self) -> bool {
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
         !self.at.is_empty()
     }
 }
 
 /// Whether a path has something in it that only patterns have.
-pub(crate) fn is_pattern(path: &[u8]) -> bool {
+#[must_use]
+pub fn is_pattern(path: &[u8]) -> bool {
     path.iter().any(|byte| matches!(byte, b'*' | b'?' | b'\\'))
 }
 
 impl Pattern {
-    pub(crate) fn new(path: &[u8]) -> Self {
+    /// The pattern of a path that holds wildcards or not.
+    #[must_use]
+    pub fn new(path: &[u8]) -> Self {
         let mut steps: Vec<Step> = Vec::new();
         for name in crate::path::names(path) {
             if name != b"**" {
@@ -56,12 +61,14 @@ impl Pattern {
     }
 
     /// Where every path begins.
-    pub(crate) fn start(&self) -> Reached {
+    #[must_use]
+    pub fn start(&self) -> Reached {
         self.reached([0])
     }
 
     /// Where a path gets to with one more name.
-    pub(crate) fn next(&self, from: &Reached, name: &[u8]) -> Reached {
+    #[must_use]
+    pub fn next(&self, from: &Reached, name: &[u8]) -> Reached {
         let places = from.at.iter().filter_map(|at| match self.0.get(*at)? {
             Step::AnyDepth => Some(*at),
             Step::Name(pattern) => fits(pattern, name).then_some(at + 1),
@@ -87,7 +94,8 @@ impl Pattern {
     }
 }
 
-/// Whether a name fits: the usual walk that goes back to the last star only.
+/// Whether a name fits: the usual walk that goes back to the last star only. It goes by whole characters of the
+/// name: from the middle of one, each of its bytes would pass for a character.
 fn fits(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
@@ -99,19 +107,19 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
                 continue;
             }
             None => n == name.len(),
-            Some(b'?') if n < name.len() => {
-                n += char_len(&name[n..]);
+            Some(_) if n == name.len() => false,
+            Some(b'?') => {
+                n += first_char(&name[n..]).len();
                 p += 1;
                 continue;
             }
             Some(byte) => {
-                let (literal, step) = match (byte, pattern.get(p + 1)) {
-                    (b'\\', Some(next)) => (next, 2),
-                    _ => (byte, 1),
-                };
-                if name.get(n) == Some(literal) && !(*byte == b'?' && step == 1) {
-                    n += 1;
-                    p += step;
+                // At the very end there is nothing that a backslash could stand before.
+                let at = p + usize::from(*byte == b'\\' && p + 1 < pattern.len());
+                let literal = first_char(&pattern[at..]);
+                if literal == first_char(&name[n..]) {
+                    n += literal.len();
+                    p = at + literal.len();
                     continue;
                 }
                 false
@@ -122,7 +130,7 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
         }
         match &mut star {
             Some((after, from)) if *from < name.len() => {
-                *from += 1;
+                *from += first_char(&name[*from..]).len();
                 (p, n) = (*after, *from);
             }
             _ => return false,
@@ -130,18 +138,18 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// Bytes of the first character; what is no UTF-8 counts byte by byte.
-fn char_len(text: &[u8]) -> usize {
+/// The first character; what is no UTF-8 counts byte by byte.
+fn first_char(text: &[u8]) -> &[u8] {
     let len = match text.first() {
         Some(0xc0..=0xdf) => 2,
         Some(0xe0..=0xef) => 3,
         Some(0xf0..=0xf7) => 4,
         _ => 1,
     };
-    let whole = text
-        .get(..len)
-        .is_some_and(|char| std::str::from_utf8(char).is_ok());
-    if whole { len } else { 1 }
+    match text.get(..len) {
+        Some(char) if std::str::from_utf8(char).is_ok() => char,
+        _ => text.get(..1).unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +179,9 @@ mod tests {
             ("?", "xy", false),
             ("?", "\u{fc}", true),
             ("a?c", "a\u{1f30a}c", true),
+            ("*??", "\u{1f30a}", false),
+            ("*??", "a\u{1f30a}", true),
+            ("\\\u{fc}", "\u{fc}", true),
             ("\\*", "*", true),
             ("\\*", "x", false),
             ("\\?", "?", true),
