@@ -5,14 +5,16 @@ use holdfast_core::{SnapshotId, SourceRef, UnixMillis};
 
 /// A source at some point.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Address {
-    pub(crate) source: SourceRef,
-    pub(crate) at: At,
+pub struct Address {
+    /// The source.
+    pub source: SourceRef,
+    /// The point.
+    pub at: At,
 }
 
 /// Which of a source's snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum At {
+pub enum At {
     /// The newest visible one that is not partial.
     Latest,
     /// Exactly this one.
@@ -64,7 +66,10 @@ fn parse_at(text: &str) -> Result<At> {
 }
 
 /// Reads a snapshot's id, alone or behind its source.
-pub(crate) fn snapshot_id(text: &str) -> Result<(Option<SourceRef>, SnapshotId)> {
+///
+/// # Errors
+/// `Invalid` for anything else, also for other ways to name a snapshot.
+pub fn snapshot_id(text: &str) -> Result<(Option<SourceRef>, SnapshotId)> {
     if !text.contains('@') {
         let id = text.parse().map_err(|e| {
             invalid(format!("{text:?} is not a snapshot id ({e})")).with_hint("holdfastctl get snapshots")

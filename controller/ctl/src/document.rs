@@ -21,10 +21,10 @@ const SUGGESTION_DISTANCE: usize = 3;
 /// A document of kind Source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct SourceDocument {
+pub struct SourceDocument {
     kind: Kind,
     /// `agent/name`.
-    pub(crate) name: SourceRef,
+    pub name: SourceRef,
     /// A file source's settings; may also stand below `spec`.
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Files>,
@@ -75,7 +75,10 @@ impl SourceDocument {
     }
 
     /// The settings in the form of the wire.
-    pub(crate) fn files_spec(&self) -> Result<FilesSpec> {
+    ///
+    /// # Errors
+    /// `Invalid` when they are missing or there twice.
+    pub fn files_spec(&self) -> Result<FilesSpec> {
         let Files {
             roots,
             exclude,
@@ -102,7 +105,10 @@ impl SourceDocument {
     }
 
     /// The limits in the form of the wire; none when there are none.
-    pub(crate) fn wire_limits(&self) -> Result<Option<v1::Limits>> {
+    ///
+    /// # Errors
+    /// `Invalid` when one is out of its bounds or they are there twice.
+    pub fn wire_limits(&self) -> Result<Option<v1::Limits>> {
         let Some(limits) = self.limits()? else {
             return Ok(None);
         };
@@ -123,17 +129,26 @@ impl SourceDocument {
     }
 
     /// The one JSON form that the catalog keeps, whichever way the document was written.
-    pub(crate) fn to_json(&self) -> Result<String> {
+    ///
+    /// # Errors
+    /// As [`Self::files_spec`].
+    pub fn to_json(&self) -> Result<String> {
         serde_json::to_string(&self.normal()?).map_err(lift_display)
     }
 
     /// Reads [`SourceDocument::to_json`].
-    pub(crate) fn from_json(text: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `Invalid` with the place in the text.
+    pub fn from_json(text: &str) -> Result<Self> {
         serde_json::from_str(text).map_err(lift_display)
     }
 
     /// The document as people write it.
-    pub(crate) fn to_yaml(&self) -> Result<String> {
+    ///
+    /// # Errors
+    /// As [`Self::files_spec`].
+    pub fn to_yaml(&self) -> Result<String> {
         serde_norway::to_string(&self.normal()?).map_err(lift_display)
     }
 
@@ -150,23 +165,16 @@ impl SourceDocument {
         if roots.len() > LIST_MAX || exclude.len() > LIST_MAX {
             return bad(format!("more than {LIST_MAX} roots or patterns"));
         }
-        for (index, root) in roots.iter().enumerate() {
+        for root in roots {
             if !root.starts_with('/') || root.len() > TEXT_MAX || root.contains('\0') {
                 return bad(format!("root {root:?} is not an absolute path"));
             }
             if root.split('/').any(|part| part == ".." || part == ".") {
                 return bad(format!("root {root:?} contains `.` or `..`"));
             }
-            let within = |outer: &str| {
-                let outer = outer.trim_end_matches('/');
-                let root = root.trim_end_matches('/');
-                root.strip_prefix(outer)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            };
-            let others = roots.iter().enumerate().filter(|(other, _)| *other != index);
-            if let Some((_, outer)) = others.into_iter().find(|(_, outer)| within(outer)) {
-                return bad(format!("root {root:?} lies within root {outer:?}"));
-            }
+        }
+        if let Some((root, outer)) = overlap(roots) {
+            return bad(format!("root {root:?} lies within root {outer:?}"));
         }
         match exclude
             .iter()
@@ -178,11 +186,28 @@ impl SourceDocument {
     }
 }
 
+/// A root that lies within another one, or is the same, and that one.
+fn overlap(roots: &[String]) -> Option<(&str, &str)> {
+    // By names, since `/srv//a` is `/srv/a`. In their order the first of what lies within a root follows it at once.
+    let mut sorted: Vec<(Vec<&str>, &str)> = roots
+        .iter()
+        .map(|root| {
+            let names = root.split('/').filter(|name| !name.is_empty());
+            (names.collect(), root.as_str())
+        })
+        .collect();
+    sorted.sort();
+    sorted.windows(2).find_map(|pair| match pair {
+        [(outer, above), (names, root)] if names.starts_with(outer) => Some((*root, *above)),
+        _ => None,
+    })
+}
+
 /// Reads all documents of a text. Nothing is returned unless all are good.
 ///
 /// # Errors
 /// `Invalid` with line and suggestion.
-pub(crate) fn parse(text: &str) -> Result<Vec<SourceDocument>> {
+pub fn parse(text: &str) -> Result<Vec<SourceDocument>> {
     let mut documents: Vec<SourceDocument> = Vec::new();
     for part in serde_norway::Deserializer::from_str(text) {
         let value = Option::<SourceDocument>::deserialize(part).map_err(|e| explain(&e.to_string()))?;
@@ -315,6 +340,8 @@ mod tests {
             "[/srv/../etc]",
             "[/srv, /srv/uploads]",
             "[/srv, /srv/]",
+            "[/srv//uploads/a, /srv/b, /srv/uploads]",
+            "[/srv, /, /var]",
             "[/a, /a]",
             "['/a/./b']",
         ] {

@@ -1,6 +1,7 @@
 //! `holdfastctl`: what operators type.
 //!
 //! Data goes to standard output, everything else to standard error; exit codes follow the kind of the error.
+//! What reads text that people wrote is public for the fuzz targets (`integration/fuzz`).
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -13,12 +14,12 @@
     )
 )]
 
-mod address;
+pub mod address;
 mod cli;
 mod cluster;
 mod commands;
 mod context;
-mod document;
+pub mod document;
 mod error;
 mod keyring;
 mod output;
