@@ -14,8 +14,10 @@ use holdfast_core::{ErrorKind, JobId, Name, SourceRef};
 const ATTEMPTS_MAX: u32 = 3;
 /// Longest error text kept with a job, in characters.
 const ERROR_MAX: usize = 2000;
-/// Most paths of one restore, and longest of them, in bytes.
+/// Most paths of one restore.
 const RESTORE_PATHS_MAX: usize = 1000;
+/// Longest path of one, or pattern, in bytes: PATH_MAX. The agent holds patterns against every name that it meets.
+const RESTORE_PATH_MAX: usize = 4096;
 
 pub(super) fn create<R: Read>(
     cx: &mut Context<'_, '_, R>,
@@ -63,10 +65,17 @@ pub(super) fn create<R: Read>(
                     format!("there is no snapshot {} to restore", spec.snapshot),
                 );
             }
-            if spec.paths.len() > RESTORE_PATHS_MAX || spec.target.len() > 4096 {
+            if spec.paths.len() > RESTORE_PATHS_MAX {
                 return refuse(
                     ErrorKind::TooLarge,
                     format!("a restore names at most {RESTORE_PATHS_MAX} paths"),
+                );
+            }
+            let mut paths = spec.paths.iter().chain([&spec.target]);
+            if paths.any(|path| path.len() > RESTORE_PATH_MAX) {
+                return refuse(
+                    ErrorKind::TooLarge,
+                    format!("a path of a restore has at most {RESTORE_PATH_MAX} bytes"),
                 );
             }
         }

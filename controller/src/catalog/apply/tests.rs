@@ -14,6 +14,7 @@ use holdfast_core::{
 
 mod determinism;
 mod host_limits;
+mod restores;
 
 const VAULT: VaultId = VaultId([1; 16]);
 
