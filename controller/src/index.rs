@@ -5,7 +5,7 @@
 //! that the catalog has registered are added: an unregistered pack could vanish under a snapshot that relies on it.
 
 mod database;
-mod rows;
+pub mod rows;
 pub mod sync;
 
 pub use database::IndexOptions;

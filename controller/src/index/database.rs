@@ -134,9 +134,18 @@ pub(super) fn open(dir: &Path, options: &IndexOptions) -> Result<(Database, Live
         }
     }
     let mut live = Live::default();
+    let next = database.next_pack()?;
     for item in database.rows.prefix([NUMBER]) {
         let key = item.key().map_err(|e| failed(dir, e))?;
-        live.set(number(&key[1..])?);
+        let number = number(&key[1..])?;
+        // Also bounds the memory that the numbers take: one bit for each that was given out.
+        if number >= next {
+            return Err(Error::corrupt(
+                "the chunk index",
+                format!("pack {number} was never added, the next one is {next}"),
+            ));
+        }
+        live.set(number);
     }
     Ok((database, live))
 }
@@ -229,9 +238,12 @@ impl Database {
             return Ok(number);
         }
         let next = self.meta_number("next-vault")?.unwrap_or(0);
+        let after = next
+            .checked_add(1)
+            .ok_or_else(|| Error::corrupt("the chunk index", "vault numbers are used up"))?;
         let mut batch = self.batch();
         batch.put(VAULT, vault.as_bytes(), &next.to_be_bytes());
-        batch.put(META, b"next-vault", &(next + 1).to_be_bytes());
+        batch.put_next_vault(after);
         batch.commit()?;
         Ok(next)
     }
@@ -330,6 +342,10 @@ impl Batch<'_> {
         self.batch.remove(&self.database.rows, key(PACK, pack.as_bytes()));
         self.batch
             .remove(&self.database.rows, key(NUMBER, &number.to_be_bytes()));
+    }
+
+    pub fn put_next_vault(&mut self, next: u32) {
+        self.put(META, b"next-vault", &next.to_be_bytes());
     }
 
     pub fn put_next_pack(&mut self, next: u32) {

@@ -1,13 +1,17 @@
 //! Rows of the index: a key per (vault, chunk), a list of places as its value; and which packs count.
+//! The form of rows is public for the fuzz targets (`integration/fuzz`).
 
 use crate::error::{Error, Result};
 use holdfast_core::ChunkId;
 
 /// One place of a chunk, by the index's own number of the pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Row {
+pub struct Row {
+    /// The pack's number.
     pub pack: u32,
+    /// Where the blob begins in it.
     pub offset: u32,
+    /// Its length in bytes.
     pub len: u32,
 }
 
@@ -16,7 +20,9 @@ const ROW_LEN: usize = 12;
 /// First byte of these keys.
 pub(super) const CHUNK: u8 = b'c';
 
-pub(super) fn key(vault: u32, id: &ChunkId) -> Vec<u8> {
+/// The key of a chunk's row: a vault's keys stand together, in the order of the ids.
+#[must_use]
+pub fn key(vault: u32, id: &ChunkId) -> Vec<u8> {
     let mut key = Vec::with_capacity(37);
     key.push(CHUNK);
     key.extend_from_slice(&vault.to_be_bytes());
@@ -24,7 +30,9 @@ pub(super) fn key(vault: u32, id: &ChunkId) -> Vec<u8> {
     key
 }
 
-pub(super) fn encode(rows: &[Row]) -> Vec<u8> {
+/// The value of a row.
+#[must_use]
+pub fn encode(rows: &[Row]) -> Vec<u8> {
     let mut value = Vec::with_capacity(rows.len() * ROW_LEN);
     for row in rows {
         value.extend_from_slice(&row.pack.to_be_bytes());
@@ -34,7 +42,11 @@ pub(super) fn encode(rows: &[Row]) -> Vec<u8> {
     value
 }
 
-pub(super) fn decode(value: &[u8]) -> Result<Vec<Row>> {
+/// Reads [`encode`].
+///
+/// # Errors
+/// `Corrupt` when it is no list of whole places.
+pub fn decode(value: &[u8]) -> Result<Vec<Row>> {
     let (rows, rest) = value.as_chunks::<ROW_LEN>();
     if !rest.is_empty() {
         return Err(Error::corrupt("the chunk index", "a row has the wrong length"));

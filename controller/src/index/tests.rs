@@ -178,6 +178,39 @@ fn damage_that_is_met_while_running_leads_to_a_rebuild() {
 }
 
 #[test]
+fn numbers_that_were_never_given_out_are_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(&dir);
+    index.add(&[pack(1, VAULT, 0..10)]).unwrap();
+    index
+        .writing(|database| {
+            let mut batch = database.batch();
+            // It would take half a gigabyte of memory to remember that this one counts.
+            batch.put_pack(PackId([9; 32]), u32::MAX);
+            batch.commit()
+        })
+        .unwrap();
+    drop(index);
+    let index = open(&dir);
+    assert_eq!(index.pack_count(), 0, "it is empty, to be filled from the packs");
+    index.add(&[pack(1, VAULT, 0..10)]).unwrap();
+    index
+        .writing(|database| {
+            let mut batch = database.batch();
+            batch.put_next_vault(u32::MAX);
+            batch.commit()
+        })
+        .unwrap();
+    let error = index.add(&[pack(2, OTHER, 0..10)]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(
+        known(&index, OTHER, 0..10),
+        0,
+        "another vault's number is not taken"
+    );
+}
+
+#[test]
 fn a_failed_write_does_not_need_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let index = open(&dir);
