@@ -1,5 +1,6 @@
 //! Writes where the fuzzer begins, `corpus/TARGET/seed-*`: real tokens, kits, certificates, log segments,
-//! records, a copy of a catalog, a cache. `cargo run --example seeds` beside this workspace's manifest.
+//! records, a copy of a catalog, a cache, rows of the index, documents, patterns. `cargo run --example seeds`
+//! beside this workspace's manifest.
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +10,7 @@ use holdfast_controller::{
         Actor, Command, Proposal, dump, kv, model,
         store::{Applied, CatalogStore},
     },
+    index::rows::{self, Row},
     raft::{frame, types::LogId},
 };
 use holdfast_core::{ChunkId, ClusterId, JobId, Name, PackId, SessionId, SnapshotId, StoreId, VaultId};
@@ -38,7 +40,10 @@ fn main() -> Fallible {
     raft_log()?;
     records()?;
     dumped()?;
-    cached()
+    cached()?;
+    index_rows()?;
+    documents()?;
+    patterns()
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> Fallible {
@@ -309,4 +314,102 @@ fn cached() -> Fallible {
     write("cache", "four", &fs::read(&path)?)?;
     write("cache", "torn", &fs::read(&path)?[..150])?;
     Ok(fs::remove_file(&path)?)
+}
+
+fn index_rows() -> Fallible {
+    let row = |pack| Row {
+        pack,
+        offset: 48 + pack * 100,
+        len: 100,
+    };
+    write("index_row", "one", &rows::encode(&[row(0)]))?;
+    let many: Vec<Row> = (0..9).map(row).collect();
+    write("index_row", "many", &rows::encode(&many))?;
+    write("index_row", "torn", &rows::encode(&many)[..50])?;
+    let largest = Row {
+        pack: u32::MAX,
+        offset: u32::MAX,
+        len: u32::MAX,
+    };
+    write("index_row", "largest", &rows::encode(&[largest]))?;
+    // Two keys without the byte in front, of one vault and of two.
+    for (what, other) in [("one-vault", 7), ("two-vaults", 8)] {
+        let keys = [
+            rows::key(7, &ChunkId([1; 32])),
+            rows::key(other, &ChunkId([0; 32])),
+        ];
+        write("index_row", what, &[&keys[0][1..], &keys[1][1..]].concat())?;
+    }
+    Ok(())
+}
+
+fn documents() -> Fallible {
+    const HEAD: &str = "kind: Source\nname: web1/uploads\n";
+    let flat = format!("{HEAD}files:\n  roots: [/srv/uploads, '/srv/a b']\n  exclude:\n    - '*.tmp'\n");
+    let limits = "limits: {bandwidth: 20MiB/s, read_rate: 1500000, cpu_weight: 10, io_class: best-effort, \
+                  io_priority: 7}\n";
+    for (what, text) in [
+        ("flat", flat.clone()),
+        ("limits", format!("{HEAD}files: {{roots: [/]}}\n{limits}")),
+        (
+            "spec",
+            format!(
+                "{HEAD}spec: {{files: {{roots: [/a], cross_mounts: true}}, limits: {{ioClass: idle}}}}\n"
+            ),
+        ),
+        (
+            "two",
+            format!("{flat}---\n{}---\n", flat.replace("uploads", "etc")),
+        ),
+        (
+            "json",
+            r#"{"kind":"Source","name":"a/b","files":{"roots":["/a"],"exclude":[],"cross_mounts":false}}"#
+                .into(),
+        ),
+        // Alike but for a slash too many.
+        ("within", format!("{HEAD}files: {{roots: [/srv/a, /srv//a/b]}}\n")),
+        ("alias", format!("{HEAD}files: {{roots: &a [/a], exclude: *a}}\n")),
+        (
+            "block",
+            format!("{HEAD}files:\n  roots:\n  - |-\n    /a\n    ---\n  - >\n    /b\n    c\n"),
+        ),
+        ("unknown-key", flat.replace("exclude", "exlude")),
+        ("rate", "20 MiB/s".into()),
+        ("rate-plain", "2048".into()),
+        ("path", "\u{fc}/\u{85}\u{feff}: #'\"\t".into()),
+        ("latest", "web1/uploads@latest".into()),
+        ("snapshot", format!("web1/uploads@{SNAPSHOT}")),
+        ("id", SNAPSHOT.to_string()),
+        ("time", "web1/uploads@2024-11-20T19:30:00+01:00".into()),
+        ("zoned", "web1/uploads@2024-11-20T19:30:00[Europe/Berlin]".into()),
+        ("no-zone", "web1/uploads@2024-11-20 18:30".into()),
+    ] {
+        write("document", what, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A pattern and paths, each behind a zero byte.
+fn patterns() -> Fallible {
+    let long = format!("{}b\0{}", "*a".repeat(100), "a".repeat(255));
+    let deep = format!("/{}z\0/{}y", "**/a*/".repeat(60), "a/".repeat(200));
+    for (what, text) in [
+        ("name", "/srv/*/log\0/srv/www/log\0/srv/www/x/log"),
+        ("depth", "/a/**/b/**/c\0/a/x/b/y/z/c\0/a/c/b"),
+        ("below", "/srv/**\0/srv\0/srv/a/b"),
+        ("relative", "**/*.log\0/x.log\0/a/b/c.log"),
+        ("stars", "a*b*c\0a__b__b_c\0a__c__b"),
+        ("one", "a?c/*??\0/a\u{1f30a}c/\u{1f30a}\0a\u{fc}c/xy"),
+        ("escaped", "/\\*/\\?/\\\\/a\\\0/*/?/\\/a\\"),
+        ("slashes", "//a/./b//\0a/b\0/\0."),
+        ("long", &long),
+        ("deep", &deep),
+    ] {
+        write("pattern", what, text.as_bytes())?;
+    }
+    write(
+        "pattern",
+        "bytes",
+        b"\xff?\xc3*\xfc\0\xff\xfe\xc3x\xfc\0\xff\xc3\xbc\xfc",
+    )
 }
