@@ -104,11 +104,25 @@ impl HasKind for PgError {
     }
 }
 
+/// Short form for decoders.
+pub(crate) const fn malformed(what: &'static str, why: &'static str) -> PgError {
+    PgError::Malformed { what, why }
+}
+
 /// Short form for parsers of texts.
 pub(crate) fn not_one(what: &'static str, text: &str, why: &'static str) -> PgError {
     PgError::NotOne {
         what,
         text: text.chars().take(SHOWN_MAX).collect(),
         why,
+    }
+}
+
+/// Refuses what is longer than its bound, before anything else looks at it.
+pub(crate) fn bounded(what: &'static str, len: usize, limit: usize) -> Result<(), PgError> {
+    if len > limit {
+        Err(PgError::TooLarge { what, limit })
+    } else {
+        Ok(())
     }
 }

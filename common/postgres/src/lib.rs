@@ -17,12 +17,17 @@
     )
 )]
 
+mod control_file;
 mod error;
+mod fields;
 mod lsn;
 mod segment;
 mod version;
 mod wal_file;
 
+pub use control_file::{
+    CONTROL_FILE_LEN, Checkpoint, ControlFile, DbState, RecoveryBounds, StandbyLimits, WalLevel,
+};
 pub use error::PgError;
 pub use lsn::{Lsn, SystemId, TimelineId};
 pub use segment::{Segment, SegmentSize, Segments};
