@@ -20,6 +20,7 @@
 mod control_file;
 mod error;
 mod fields;
+mod history;
 mod lsn;
 mod segment;
 mod version;
@@ -29,6 +30,7 @@ pub use control_file::{
     CONTROL_FILE_LEN, Checkpoint, ControlFile, DbState, RecoveryBounds, StandbyLimits, WalLevel,
 };
 pub use error::PgError;
+pub use history::{Branch, Leg, TimelineHistory};
 pub use lsn::{Lsn, SystemId, TimelineId};
 pub use segment::{Segment, SegmentSize, Segments};
 pub use version::PgVersion;
