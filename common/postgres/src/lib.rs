@@ -24,6 +24,7 @@ mod history;
 mod lsn;
 mod segment;
 mod version;
+mod wal;
 mod wal_file;
 
 pub use control_file::{
@@ -34,4 +35,5 @@ pub use history::{Branch, Leg, TimelineHistory};
 pub use lsn::{Lsn, SystemId, TimelineId};
 pub use segment::{Segment, SegmentSize, Segments};
 pub use version::PgVersion;
+pub use wal::{Cluster, WAL_HEADER_LEN, WalHeader};
 pub use wal_file::WalFile;
