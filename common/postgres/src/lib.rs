@@ -20,6 +20,7 @@
 mod control_file;
 mod error;
 mod fields;
+mod gaps;
 mod history;
 mod lsn;
 mod segment;
@@ -31,6 +32,7 @@ pub use control_file::{
     CONTROL_FILE_LEN, Checkpoint, ControlFile, DbState, RecoveryBounds, StandbyLimits, WalLevel,
 };
 pub use error::PgError;
+pub use gaps::{ArchivedSegments, Coverage, Need, Run, needed_segments};
 pub use history::{Branch, Leg, TimelineHistory};
 pub use lsn::{Lsn, SystemId, TimelineId};
 pub use segment::{Segment, SegmentSize, Segments};
