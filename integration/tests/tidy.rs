@@ -24,6 +24,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("holdfast-repo", &["holdfast-core"]),
     ("holdfast-store", &["holdfast-core", "holdfast-repo"]),
     ("holdfast-net", &["holdfast-core", "holdfast-proto"]),
+    ("holdfast-postgres", &["holdfast-core"]),
     (
         "holdfast-restore",
         &[
@@ -87,6 +88,12 @@ const ABSENT: &[(&str, &[&str])] = &[
     (
         "holdfast-repo",
         &["tokio", "tonic", "prost", "rustls", "sled", "openraft", "tracing"],
+    ),
+    (
+        "holdfast-postgres",
+        &[
+            "tokio", "tonic", "prost", "rustls", "rustix", "sled", "openraft", "tracing",
+        ],
     ),
     ("holdfast-store", &["tonic", "prost", "sled", "openraft"]),
     ("holdfast-net", &["sled", "openraft"]),

@@ -1,0 +1,41 @@
+//! What Holdfast knows of PostgreSQL: positions, WAL names, pg_control, pages, timelines, recovery.
+//!
+//! Pure: no I/O, no network, no clock and no threads. Callers read files, ask servers and tell the time.
+//!
+//! Versions 13 to 17 differ in one table (`version.rs`). Everything is tested against a running PostgreSQL 15;
+//! of 13, 14, 16 and 17 only what stands in `tests/golden` (made by those servers): `pg_control`, headers of WAL
+//! segments, backup labels and backup history files. Little-endian, 64-bit servers with pages of 8 KiB.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        reason = "tests fail by panicking"
+    )
+)]
+
+mod control_file;
+mod error;
+mod fields;
+mod gaps;
+mod history;
+mod lsn;
+mod segment;
+mod version;
+mod wal;
+mod wal_file;
+
+pub use control_file::{
+    CONTROL_FILE_LEN, Checkpoint, ControlFile, DbState, RecoveryBounds, StandbyLimits, WalLevel,
+};
+pub use error::PgError;
+pub use gaps::{ArchivedSegments, Coverage, Need, Run, needed_segments};
+pub use history::{Branch, Leg, TimelineHistory};
+pub use lsn::{Lsn, SystemId, TimelineId};
+pub use segment::{Segment, SegmentSize, Segments};
+pub use version::PgVersion;
+pub use wal::{Cluster, WAL_HEADER_LEN, WalHeader};
+pub use wal_file::WalFile;
