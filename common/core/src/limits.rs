@@ -137,17 +137,7 @@ pub const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), D
 
 /// Longest backup label or backup history file: ten lines, of which the server bounds the label's text to 1 KiB.
 pub const PG_BACKUP_LABEL_MAX: usize = 8 * KIB;
-/// Longest tablespace map: a thousand tablespaces with paths as long as the server takes.
-pub const PG_TABLESPACE_MAP_MAX: usize = MIB;
 /// Longest timeline history file: about ten thousand promotions, one line each.
 pub const PG_HISTORY_MAX: usize = MIB;
-/// Longest `postgresql.auto.conf` that is rewritten; servers read each of its lines at every start.
-pub const PG_AUTO_CONF_MAX: usize = MIB;
-/// Longest value of one setting that is written: the server cuts names of restore points at 63 bytes, and shells take
-/// far longer commands than anyone means to write.
-pub const PG_SETTING_MAX: usize = 4 * KIB;
 /// Most ranges of archived WAL of one source: an archive without gaps has one per timeline.
 pub const PG_ARCHIVE_RANGES_MAX: usize = 64 * 1024;
-/// Most unlogged relations of one directory that are remembered while it is copied. The files of more are copied
-/// needlessly, which a recovery mends by itself.
-pub const PG_UNLOGGED_MAX: usize = 1024 * 1024;

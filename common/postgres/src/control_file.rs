@@ -1,8 +1,7 @@
 //! `global/pg_control`: what a cluster is, and how far its files have come.
 //!
 //! Offsets are those of 64-bit little-endian servers. Sources: the fields that `pg_controldata` and the functions
-//! `pg_control_*` show, found again in files of servers of all known versions (`tests/golden`); for PostgreSQL 15
-//! also a running cluster, its standby and its own `pg_controldata` (`tests/real_server`). From 13 to 17 no field
+//! `pg_control_*` show, found again in files of servers of all known versions (`tests/golden`). From 13 to 17 no field
 //! moved: what 17 added lies where 13 had padding.
 
 use crate::{

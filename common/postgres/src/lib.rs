@@ -1,10 +1,10 @@
-//! What Holdfast knows of PostgreSQL: positions, WAL names, pg_control, pages, timelines, recovery.
+//! What Holdfast knows of PostgreSQL: positions, WAL names and headers, pg_control, timelines, ranges of archived WAL.
 //!
 //! Pure: no I/O, no network, no clock and no threads. Callers read files, ask servers and tell the time.
 //!
-//! Versions 13 to 17 differ in one table (`version.rs`). Everything is tested against a running PostgreSQL 15;
-//! of 13, 14, 16 and 17 only what stands in `tests/golden` (made by those servers): `pg_control`, headers of WAL
-//! segments, backup labels and backup history files. Little-endian, 64-bit servers with pages of 8 KiB.
+//! Versions 13 to 17 differ in one table (`version.rs`). What is tested of them is what stands in `tests/golden`, made by
+//! servers of these versions: `pg_control` and the headers of WAL segments. Little-endian, 64-bit servers with pages of
+//! 8 KiB. No source or restore uses any of it yet.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
