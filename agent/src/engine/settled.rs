@@ -32,11 +32,13 @@ impl Look {
     pub fn at(fd: impl AsFd) -> rustix::io::Result<Self> {
         let began = Instant::now();
         loop {
-            // Before the look: what changes the file after it is stamped with this tick or a later one.
+            // Before the look, as the clock is: a thread that is held up in between must not give up on what it saw
+            // before. What changes the file after the look is stamped with this tick or a later one.
+            let waited = began.elapsed();
             let now = clock_gettime(ClockId::RealtimeCoarse);
             let stat = rustix::fs::fstat(&fd)?;
             let is_settled = is_over(&stat, now);
-            if is_settled || began.elapsed() >= patience(&stat) {
+            if is_settled || waited >= patience(&stat) {
                 return Ok(Self { stat, is_settled });
             }
             // A worker is a thread of its own, which nobody unparks.
