@@ -1,12 +1,14 @@
 //! YAML documents: what `apply`, `diff` and `delete` work on.
 
 mod limits;
+mod postgres;
 
 use crate::error::{Result, invalid, lift_display};
 use holdfast_core::SourceRef;
 use holdfast_net::host_limits;
-use holdfast_proto::v1::{self, FilesSpec};
+use holdfast_proto::v1::{self, FilesSpec, PostgresSpec};
 use limits::Limits;
+use postgres::Postgres;
 use serde::{Deserialize, Serialize};
 
 /// Largest file of documents.
@@ -28,7 +30,10 @@ pub struct SourceDocument {
     /// A file source's settings; may also stand below `spec`.
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Files>,
-    /// What its jobs may take of their host; stands beside `files`.
+    /// A PostgreSQL source's settings, instead of `files`; likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postgres: Option<Postgres>,
+    /// What its jobs may take of their host; stands beside `files` or `postgres`.
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Limits>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +48,10 @@ enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Spec {
-    files: Files,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Files>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postgres: Option<Postgres>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Limits>,
 }
@@ -61,16 +69,45 @@ struct Files {
     cross_mounts: bool,
 }
 
+/// What a source protects, in the form of the wire.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SourceSpec {
+    /// Directories and files.
+    Files(FilesSpec),
+    /// A PostgreSQL cluster.
+    Postgres(PostgresSpec),
+}
+
+/// The same as it is written.
+enum Protected<'d> {
+    Files(&'d Files),
+    Postgres(&'d Postgres),
+}
+
 impl SourceDocument {
-    fn files(&self) -> Result<&Files> {
-        match (&self.files, &self.spec) {
-            (Some(files), None) | (None, Some(Spec { files, .. })) => Ok(files),
-            (None, None) => Err(invalid(format!("source {}: `files` is missing", self.name))
-                .with_hint("say what to back up, for example: files: {roots: [/srv/uploads]}")),
+    fn protected(&self) -> Result<Protected<'_>> {
+        let below = self.spec.as_ref();
+        let all = [
+            self.files.as_ref().map(Protected::Files),
+            self.postgres.as_ref().map(Protected::Postgres),
+            below.and_then(|spec| spec.files.as_ref()).map(Protected::Files),
+            below
+                .and_then(|spec| spec.postgres.as_ref())
+                .map(Protected::Postgres),
+        ];
+        let mut found = all.into_iter().flatten();
+        match (found.next(), found.next()) {
+            (Some(protected), None) => Ok(protected),
+            (None, _) => Err(
+                invalid(format!("source {}: neither `files` nor `postgres` is there", self.name)).with_hint(
+                    "say what to back up, for example: files: {roots: [/srv/uploads]}, or: postgres: {}",
+                ),
+            ),
             (Some(_), Some(_)) => Err(invalid(format!(
-                "source {}: `files` stands both alone and below `spec`",
+                "source {}: only one of `files` and `postgres` may be there, and only once, alone or below `spec`",
                 self.name
-            ))),
+            ))
+            .with_hint("a host may have several sources: write a document for each")),
         }
     }
 
@@ -78,16 +115,21 @@ impl SourceDocument {
     ///
     /// # Errors
     /// `Invalid` when they are missing or there twice.
-    pub fn files_spec(&self) -> Result<FilesSpec> {
-        let Files {
-            roots,
-            exclude,
-            cross_mounts,
-        } = self.files()?.clone();
-        Ok(FilesSpec {
-            roots,
-            exclude,
-            cross_mounts,
+    pub fn spec(&self) -> Result<SourceSpec> {
+        Ok(match self.protected()? {
+            Protected::Files(files) => {
+                let Files {
+                    roots,
+                    exclude,
+                    cross_mounts,
+                } = files.clone();
+                SourceSpec::Files(FilesSpec {
+                    roots,
+                    exclude,
+                    cross_mounts,
+                })
+            }
+            Protected::Postgres(postgres) => SourceSpec::Postgres(postgres.spec(&self.name)),
         })
     }
 
@@ -119,10 +161,15 @@ impl SourceDocument {
     }
 
     fn normal(&self) -> Result<Self> {
+        let (files, postgres) = match self.protected()? {
+            Protected::Files(files) => (Some(files.clone()), None),
+            Protected::Postgres(postgres) => (None, Some(postgres.normal(&self.name))),
+        };
         Ok(Self {
             kind: self.kind,
             name: self.name.clone(),
-            files: Some(self.files()?.clone()),
+            files,
+            postgres,
             limits: self.limits()?.cloned(),
             spec: None,
         })
@@ -131,7 +178,7 @@ impl SourceDocument {
     /// The one JSON form that the catalog keeps, whichever way the document was written.
     ///
     /// # Errors
-    /// As [`Self::files_spec`].
+    /// As [`Self::spec`].
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string(&self.normal()?).map_err(lift_display)
     }
@@ -147,17 +194,24 @@ impl SourceDocument {
     /// The document as people write it.
     ///
     /// # Errors
-    /// As [`Self::files_spec`].
+    /// As [`Self::spec`].
     pub fn to_yaml(&self) -> Result<String> {
         serde_norway::to_string(&self.normal()?).map_err(lift_display)
     }
 
     fn check(&self) -> Result<()> {
+        if let Protected::Files(files) = self.protected()? {
+            self.check_files(files)?;
+        }
+        self.wire_limits().map(|_| ())
+    }
+
+    fn check_files(&self, files: &Files) -> Result<()> {
         let Files {
             roots,
             exclude,
             cross_mounts: _,
-        } = self.files()?;
+        } = files;
         let bad = |why: String| Err(invalid(format!("source {}: {why}", self.name)));
         if roots.is_empty() {
             return bad("`roots` is empty: name at least one directory or file".into());
@@ -181,7 +235,7 @@ impl SourceDocument {
             .find(|pattern| pattern.is_empty() || pattern.len() > TEXT_MAX)
         {
             Some(pattern) => bad(format!("{pattern:?} is not a pattern")),
-            None => self.wire_limits().map(|_| ()),
+            None => Ok(()),
         }
     }
 }
@@ -276,7 +330,9 @@ mod tests {
             "kind: Source\nname: web1/uploads\nspec: {files: {roots: [/srv/uploads], exclude: ['*.tmp']}}";
         let nested = parse(nested).unwrap().remove(0);
         assert_eq!(flat.to_json().unwrap(), nested.to_json().unwrap());
-        let spec = flat.files_spec().unwrap();
+        let SourceSpec::Files(spec) = flat.spec().unwrap() else {
+            panic!("files were written");
+        };
         assert_eq!(
             (spec.roots, spec.exclude),
             (vec!["/srv/uploads".to_owned()], vec!["*.tmp".to_owned()])

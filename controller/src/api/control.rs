@@ -8,7 +8,7 @@ use super::{
     authorise::{Right, require},
     fleet::Fleet,
     maintenance::Maintenance,
-    wire::{files_spec, id, invalid, source_limits, source_ref},
+    wire::{id, invalid, source_limits, source_ref, source_spec},
 };
 use crate::{
     catalog::{
@@ -135,12 +135,15 @@ impl Control {
             document,
             files,
             limits,
+            postgres,
         } = request;
         let source = source_ref(r#ref.as_ref())?;
+        let (files, postgres) = source_spec(files, postgres)?;
         let command = Command::PutSource {
             source: source.clone(),
             document,
-            files: files_spec(files)?,
+            files,
+            postgres,
             limits: source_limits(limits)?,
         };
         match self

@@ -2,8 +2,8 @@
 
 use crate::{
     catalog::model::{
-        Agent, Audit, FilesSpec, Job, JobOutcome, JobWork, LimitsInForce, Problem, RestoreSpec, RunStats,
-        Snapshot, SnapshotState, Source,
+        Agent, Audit, FilesSpec, Job, JobOutcome, JobWork, LimitsInForce, PostgresSpec, Problem, RestoreSpec,
+        RunStats, Snapshot, SnapshotState, Source,
     },
     error::{Error, Result},
 };
@@ -49,16 +49,45 @@ pub fn id<'a, T: TryFrom<&'a [u8], Error = IdError>>(bytes: &'a [u8]) -> Result<
     T::try_from(bytes).map_err(invalid)
 }
 
-/// Settings of a files source, with everything that would be refused by agents anyway.
+/// Settings of a source, with everything that would be refused by agents anyway; one of the two comes back.
 ///
 /// # Errors
-/// `Invalid` for no roots or relative ones.
-pub fn files_spec(wire: Option<v1::FilesSpec>) -> Result<FilesSpec> {
+/// `Invalid` for none or both, for no roots or relative ones, for what is no name of a cluster.
+pub fn source_spec(
+    files: Option<v1::FilesSpec>,
+    postgres: Option<v1::PostgresSpec>,
+) -> Result<(Option<FilesSpec>, Option<PostgresSpec>)> {
+    match (files, postgres) {
+        (Some(files), None) => Ok((Some(files_spec(files)?), None)),
+        (None, Some(postgres)) => Ok((None, Some(postgres_spec(postgres)?))),
+        (None, None) => Err(invalid(
+            "the source says nothing to back up: give spec.files.roots, or spec.postgres",
+        )),
+        (Some(_), Some(_)) => Err(invalid(
+            "a source is of files or of PostgreSQL: make two sources of it",
+        )),
+    }
+}
+
+fn postgres_spec(wire: v1::PostgresSpec) -> Result<PostgresSpec> {
+    let v1::PostgresSpec {
+        cluster,
+        fast_checkpoint,
+    } = wire;
+    Ok(PostgresSpec {
+        cluster: cluster
+            .parse()
+            .map_err(|error: NameError| invalid(format!("spec.postgres.cluster: {error}")))?,
+        fast_checkpoint,
+    })
+}
+
+fn files_spec(wire: v1::FilesSpec) -> Result<FilesSpec> {
     let v1::FilesSpec {
         roots,
         exclude,
         cross_mounts,
-    } = wire.ok_or_else(|| invalid("the source says nothing to back up: give spec.files.roots"))?;
+    } = wire;
     if roots.is_empty() {
         return Err(invalid("spec.files.roots is empty: name at least one directory"));
     }
@@ -84,6 +113,19 @@ pub fn wire_files(spec: &FilesSpec) -> v1::FilesSpec {
         roots,
         exclude,
         cross_mounts,
+    }
+}
+
+/// Settings of a PostgreSQL source, for the wire.
+#[must_use]
+pub fn wire_postgres(spec: &PostgresSpec) -> v1::PostgresSpec {
+    let PostgresSpec {
+        cluster,
+        fast_checkpoint,
+    } = spec;
+    v1::PostgresSpec {
+        cluster: cluster.to_string(),
+        fast_checkpoint: *fast_checkpoint,
     }
 }
 
@@ -304,7 +346,8 @@ pub fn wire_source(source: &Source) -> v1::Source {
     v1::Source {
         r#ref: Some(wire_ref(&source.source)),
         document: source.document.clone(),
-        files: Some(wire_files(&source.files)),
+        files: source.files.as_ref().map(wire_files),
+        postgres: source.postgres.as_ref().map(wire_postgres),
         created_at: source.created_at,
         changed_at: source.changed_at,
         latest_snapshot: source

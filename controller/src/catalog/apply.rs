@@ -152,8 +152,16 @@ fn run<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
             source,
             document,
             files,
+            postgres,
             limits,
-        } => sources::put(cx, source, document, files, limits),
+        } => {
+            let settings = sources::Settings {
+                files,
+                postgres,
+                limits,
+            };
+            sources::put(cx, source, document, settings)
+        }
         Command::DeleteSource { source } => sources::delete(cx, source),
         Command::CreateJob {
             job,

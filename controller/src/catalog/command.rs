@@ -1,8 +1,8 @@
 //! What can be asked of the catalog, and what it answers. Each command is one Raft entry.
 
 use super::model::{
-    AdminKey, FilesSpec, Job, JobOutcome, JobWork, Meta, Problem, RunStats, Session, Snapshot, Token,
-    TokenRole,
+    AdminKey, FilesSpec, Job, JobOutcome, JobWork, Meta, PostgresSpec, Problem, RunStats, Session, Snapshot,
+    Token, TokenRole,
 };
 use holdfast_core::{
     ErrorKind, HostLimits, JobId, Name, PackId, RequestId, SessionId, SnapshotId, SourceRef, StoreId,
@@ -135,11 +135,14 @@ pub enum Command {
         keys_mac: Vec<u8>,
         allow: Vec<String>,
     },
-    /// Makes or changes a source.
+    /// Makes or changes a source, of files or of PostgreSQL: one of both is given.
     PutSource {
         source: SourceRef,
         document: String,
-        files: FilesSpec,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        files: Option<FilesSpec>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        postgres: Option<PostgresSpec>,
         #[serde(default, skip_serializing_if = "HostLimits::is_none")]
         limits: HostLimits,
     },

@@ -134,6 +134,15 @@ pub struct FilesSpec {
     pub cross_mounts: bool,
 }
 
+/// A PostgreSQL source's settings. How to reach the server stands in agent.toml on its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresSpec {
+    /// The section `[postgres.NAME]` of agent.toml.
+    pub cluster: Name,
+    /// Begin at once, with the I/O that takes; otherwise after the next spread checkpoint.
+    pub fast_checkpoint: bool,
+}
+
 /// One thing to protect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
@@ -141,8 +150,12 @@ pub struct Source {
     pub source: SourceRef,
     /// The document as applied, as JSON.
     pub document: String,
-    /// Settings taken from the document.
-    pub files: FilesSpec,
+    /// Settings taken from the document: of a files source …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<FilesSpec>,
+    /// … or of a PostgreSQL source; one of the two is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresSpec>,
     /// What its jobs may take of their host.
     #[serde(default, skip_serializing_if = "HostLimits::is_none")]
     pub limits: HostLimits,

@@ -138,10 +138,11 @@ impl World {
                 .propose(Command::PutSource {
                     source: format!("{agent}/data").parse().unwrap(),
                     document: "{}".into(),
-                    files: FilesSpec {
+                    files: Some(FilesSpec {
                         roots: vec!["/srv".into()],
                         ..FilesSpec::default()
-                    },
+                    }),
+                    postgres: None,
                     limits: holdfast_core::HostLimits::default(),
                 })
                 .await;

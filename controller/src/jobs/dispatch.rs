@@ -4,7 +4,7 @@ use super::Hub;
 use crate::{
     api::{
         fleet::Fleet as _,
-        wire::{wire_files, wire_ref, wire_restore},
+        wire::{wire_files, wire_postgres, wire_ref, wire_restore},
     },
     catalog::{
         Actor, CatalogView, Command, Queries as _,
@@ -75,7 +75,8 @@ fn offer_of(view: &CatalogView, job: &Job) -> Result<Option<JobOffer>> {
     let work = match &job.work {
         JobWork::Backup => match view.source(&job.source)? {
             Some(source) => job_offer::Work::Backup(BackupWork {
-                files: Some(wire_files(&source.files)),
+                files: source.files.as_ref().map(wire_files),
+                postgres: source.postgres.as_ref().map(wire_postgres),
             }),
             None => return Ok(None),
         },

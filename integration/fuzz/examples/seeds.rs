@@ -345,6 +345,7 @@ fn index_rows() -> Fallible {
 
 fn documents() -> Fallible {
     const HEAD: &str = "kind: Source\nname: web1/uploads\n";
+    const POSTGRES: &str = "kind: Source\nname: db1/main\npostgres: {fastCheckpoint: true}\n";
     let flat = format!("{HEAD}files:\n  roots: [/srv/uploads, '/srv/a b']\n  exclude:\n    - '*.tmp'\n");
     let limits = "limits: {bandwidth: 20MiB/s, read_rate: 1500000, cpu_weight: 10, io_class: best-effort, \
                   io_priority: 7}\n";
@@ -366,6 +367,12 @@ fn documents() -> Fallible {
             r#"{"kind":"Source","name":"a/b","files":{"roots":["/a"],"exclude":[],"cross_mounts":false}}"#
                 .into(),
         ),
+        ("postgres", POSTGRES.into()),
+        (
+            "postgres-json",
+            r#"{"kind":"Source","name":"a/b","postgres":{"cluster":"main","fast_checkpoint":true}}"#.into(),
+        ),
+        ("both", format!("{POSTGRES}spec: {{files: {{roots: [/a]}}}}\n")),
         // Alike but for a slash too many.
         ("within", format!("{HEAD}files: {{roots: [/srv/a, /srv//a/b]}}\n")),
         ("alias", format!("{HEAD}files: {{roots: &a [/a], exclude: *a}}\n")),

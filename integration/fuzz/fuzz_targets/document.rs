@@ -8,7 +8,7 @@ use holdfast_net::host_limits;
 use holdfast_restore::names;
 use holdfastctl::{
     address::{Address, At, snapshot_id},
-    document::{self, SourceDocument},
+    document::{self, SourceDocument, SourceSpec},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -49,8 +49,19 @@ fn json(document: &SourceDocument) -> String {
 fn sound(document: &SourceDocument) {
     let kept = SourceDocument::from_json(&json(document)).expect("what was written");
     assert_eq!(json(&kept), json(document));
-    let files = document.files_spec().expect("a checked document");
-    assert_eq!(kept.files_spec().expect("the same"), files);
+    let spec = document.spec().expect("a checked document");
+    assert_eq!(kept.spec().expect("the same"), spec);
+    let limits = document.wire_limits().expect("a checked document");
+    assert_eq!(kept.wire_limits().expect("the same"), limits);
+    let taken = host_limits::from_wire(limits.clone()).expect("what a controller takes");
+    assert_eq!(limits, (!taken.is_none()).then(|| host_limits::to_wire(&taken)));
+    let files = match spec {
+        SourceSpec::Files(files) => files,
+        SourceSpec::Postgres(postgres) => {
+            assert!(postgres.cluster.parse::<holdfast_core::Name>().is_ok());
+            return;
+        }
+    };
     let roots: Vec<_> = files.roots.iter().map(|root| names(root.as_bytes())).collect();
     assert!(files.roots.iter().all(|root| root.starts_with('/')));
     for (at, root) in roots.iter().enumerate() {
@@ -59,10 +70,6 @@ fn sound(document: &SourceDocument) {
         assert!(!roots.iter().enumerate().any(is_within), "{files:?}");
     }
     assert!(!files.roots.is_empty() && files.exclude.iter().all(|pattern| !pattern.is_empty()));
-    let limits = document.wire_limits().expect("a checked document");
-    assert_eq!(kept.wire_limits().expect("the same"), limits);
-    let taken = host_limits::from_wire(limits.clone()).expect("what a controller takes");
-    assert_eq!(limits, (!taken.is_none()).then(|| host_limits::to_wire(&taken)));
 }
 
 /// What comes back from the catalog, which checked it when it was put there.

@@ -3,7 +3,7 @@
 use crate::{
     cli::DeleteKind,
     cluster::{Cluster, pages, request_id, retry, wire_source},
-    document::{self, SourceDocument},
+    document::{self, SourceDocument, SourceSpec},
     error::{Result, fault, invalid, io, lift},
     output,
     rows::SourceRow,
@@ -15,11 +15,16 @@ use std::{collections::BTreeMap, io::Read as _, path::Path};
 
 pub(super) async fn apply(cluster: &Cluster, file: &Path) -> Result<()> {
     for document in read(file)? {
+        let (files, postgres) = match document.spec()? {
+            SourceSpec::Files(files) => (Some(files), None),
+            SourceSpec::Postgres(postgres) => (None, Some(postgres)),
+        };
         let request = v1::PutSourceRequest {
             request_id: request_id(),
             r#ref: Some(wire_source(&document.name)),
             document: document.to_json()?,
-            files: Some(document.files_spec()?),
+            files,
+            postgres,
             limits: document.wire_limits()?,
         };
         let answer = retry(|| {

@@ -14,6 +14,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct SourceRow {
     pub(crate) name: SourceRef,
+    /// `files` or `postgres`.
+    kind: &'static str,
     snapshots: u64,
     pub(crate) latest_snapshot: Option<SnapshotId>,
     latest_at: Option<String>,
@@ -34,6 +36,7 @@ impl TryFrom<v1::Source> for SourceRow {
             r#ref,
             document,
             files: _,
+            postgres,
             created_at,
             changed_at,
             latest_snapshot,
@@ -45,6 +48,7 @@ impl TryFrom<v1::Source> for SourceRow {
         } = wire;
         Ok(Self {
             name: source(r#ref)?,
+            kind: if postgres.is_some() { "postgres" } else { "files" },
             snapshots,
             latest_snapshot: optional_id(&latest_snapshot)?,
             latest_at: time(latest_at),
@@ -60,8 +64,15 @@ impl TryFrom<v1::Source> for SourceRow {
 
 impl Row for SourceRow {
     const LIST: &'static str = "SourceList";
-    const COLUMNS: &'static [&'static str] = &["NAME", "SNAPSHOTS", "LATEST", "RUNNING", "LATEST SNAPSHOT"];
-    const NARROW: usize = 4;
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME",
+        "KIND",
+        "SNAPSHOTS",
+        "LATEST",
+        "RUNNING",
+        "LATEST SNAPSHOT",
+    ];
+    const NARROW: usize = 5;
 
     fn name(&self) -> String {
         self.name.to_string()
@@ -70,6 +81,7 @@ impl Row for SourceRow {
     fn cells(&self) -> Vec<String> {
         vec![
             self.name.to_string(),
+            self.kind.into(),
             self.snapshots.to_string(),
             short_time(self.latest_millis),
             or_dash(&self.running_job),

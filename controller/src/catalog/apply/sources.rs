@@ -5,7 +5,7 @@ use crate::catalog::{
     command::Reply,
     keys,
     kv::Read,
-    model::{FilesSpec, Source},
+    model::{FilesSpec, PostgresSpec, Source},
     query::Queries,
 };
 use holdfast_core::{ErrorKind, HostLimits, SourceRef};
@@ -13,24 +13,38 @@ use holdfast_core::{ErrorKind, HostLimits, SourceRef};
 /// Longest document of one source, in bytes.
 const DOCUMENT_MAX: usize = 64 * 1024;
 
+/// What a source's document says, as far as it is acted upon.
+pub(super) struct Settings<'c> {
+    pub(super) files: &'c Option<FilesSpec>,
+    pub(super) postgres: &'c Option<PostgresSpec>,
+    pub(super) limits: &'c HostLimits,
+}
+
 pub(super) fn put<R: Read>(
     cx: &mut Context<'_, '_, R>,
     name: &SourceRef,
     document: &str,
-    files: &FilesSpec,
-    limits: &HostLimits,
+    settings: Settings<'_>,
 ) -> Outcome {
+    let Settings {
+        files,
+        postgres,
+        limits,
+    } = settings;
     if document.len() > DOCUMENT_MAX {
         return refuse(
             ErrorKind::TooLarge,
             format!("a source's document has at most {DOCUMENT_MAX} bytes"),
         );
     }
-    if files.roots.is_empty() {
-        return refuse(
-            ErrorKind::Invalid,
-            format!("source {name} names no path; give at least one"),
-        );
+    let why = match (files, postgres) {
+        (Some(files), None) if files.roots.is_empty() => Some("names no path; give at least one"),
+        (Some(_), None) | (None, Some(_)) => None,
+        (None, None) => Some("says nothing to back up; give files or postgres"),
+        (Some(_), Some(_)) => Some("is of files and of PostgreSQL; make two sources of it"),
+    };
+    if let Some(why) = why {
+        return refuse(ErrorKind::Invalid, format!("source {name} {why}"));
     }
     if let Err(why) = limits.check() {
         return refuse(ErrorKind::Invalid, format!("source {name}: {why}"));
@@ -49,7 +63,8 @@ pub(super) fn put<R: Read>(
     let mut source = before.unwrap_or_else(|| Source {
         source: name.clone(),
         document: String::new(),
-        files: FilesSpec::default(),
+        files: None,
+        postgres: None,
         limits: HostLimits::default(),
         created_at: cx.now,
         changed_at: cx.now,
@@ -60,11 +75,15 @@ pub(super) fn put<R: Read>(
         active_job: None,
         open_session: None,
     });
-    let changed =
-        created || source.document != document || source.files != *files || source.limits != *limits;
+    let changed = created
+        || source.document != document
+        || source.files != *files
+        || source.postgres != *postgres
+        || source.limits != *limits;
     if changed {
         document.clone_into(&mut source.document);
-        source.files = files.clone();
+        source.files.clone_from(files);
+        source.postgres.clone_from(postgres);
         source.limits = *limits;
         source.changed_at = cx.now;
         cx.txn.put(keys::source(name), &source)?;

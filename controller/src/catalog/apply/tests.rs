@@ -14,6 +14,7 @@ use holdfast_core::{
 
 mod determinism;
 mod host_limits;
+mod postgres_sources;
 mod restores;
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -57,7 +58,8 @@ impl World {
         world.ok(Command::PutSource {
             source: source(),
             document: "{}".into(),
-            files,
+            files: Some(files),
+            postgres: None,
             limits: HostLimits::default(),
         });
         world

@@ -147,10 +147,11 @@ async fn refusals_come_back_as_errors_and_waiters_see_applied_entries() {
     let command = Command::PutSource {
         source: "web1/data".parse().unwrap(),
         document: "{}".into(),
-        files: FilesSpec {
+        files: Some(FilesSpec {
             roots: vec!["/srv".into()],
             ..FilesSpec::default()
-        },
+        }),
+        postgres: None,
         limits: holdfast_core::HostLimits::default(),
     };
     let refused = node.catalog().propose(alice(), None, command).await.unwrap_err();

@@ -1,7 +1,10 @@
 //! Equal entries make equal catalogs, whatever they are and however they are batched.
 
 use super::*;
-use crate::catalog::store::{Applied, CatalogStore};
+use crate::catalog::{
+    model::PostgresSpec,
+    store::{Applied, CatalogStore},
+};
 use proptest::prelude::*;
 
 fn any_command() -> impl Strategy<Value = Command> {
@@ -43,6 +46,22 @@ fn any_command() -> impl Strategy<Value = Command> {
         (4_u64..40, 0_u8..8).prop_map(|(fence, pack)| Command::GcDelete {
             fence,
             packs: vec![PackId([pack; 32])]
+        }),
+        (n.clone(), any::<bool>(), any::<bool>()).prop_map(|(n, is_postgres, fast_checkpoint)| {
+            let cluster = name(&format!("c{n}"));
+            Command::PutSource {
+                source: source(),
+                document: format!("{n}"),
+                files: (!is_postgres).then(|| FilesSpec {
+                    roots: vec![format!("/{n}")],
+                    ..FilesSpec::default()
+                }),
+                postgres: is_postgres.then_some(PostgresSpec {
+                    cluster,
+                    fast_checkpoint,
+                }),
+                limits: HostLimits::default(),
+            }
         }),
         (n, any::<bool>()).prop_map(|(n, long)| Command::PutVault {
             vault: VaultId([n; 16]),

@@ -8,10 +8,11 @@ fn put(limits: HostLimits) -> Command {
     Command::PutSource {
         source: source(),
         document: "{}".into(),
-        files: FilesSpec {
+        files: Some(FilesSpec {
             roots: vec!["/srv".into()],
             ..FilesSpec::default()
-        },
+        }),
+        postgres: None,
         limits,
     }
 }
