@@ -58,6 +58,7 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
     let progress = Arc::new(Progress::default());
     let options = RestoreOptions {
         paths: paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
+        except: Vec::new(),
         layout: Layout::Paths,
         in_place: *in_place,
         delete: false,

@@ -16,6 +16,7 @@ mod dir;
 mod existing;
 mod hard_links;
 mod leftovers;
+mod parts;
 mod planner;
 mod rewrite;
 mod sparse;
@@ -26,36 +27,44 @@ use crate::{
     BlobOpener, ChunkReader, Problems, Progress, RestoreError, RestoreReport, Result, Snapshot,
     bounds::CONTENT_IN_FLIGHT,
     path::{PathLink, names},
-    pattern,
     pool::{Pool, worker_count},
     verify::CancelOnDrop,
     walk::{self, Visitor},
-    wanted::{Wanted, totals},
 };
 pub use delete::OnRemoval;
 use dir::Dir;
 use holdfast_core::ChunkId;
-use holdfast_repo::{Entry, EntryKind, RootTree};
+use holdfast_repo::{Entry, EntryKind};
+use parts::{Part, Place, choose};
 use planner::Planner;
 use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 use target::Target;
+pub(crate) use target::{Destination, open_below};
 use worker::Worker;
 
 /// How places below the target follow from paths in the snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Layout {
     /// `TARGET/` and the absolute path.
     #[default]
     Paths,
     /// The content of the only tree, straight in the target.
     Content,
+    /// One tree of several, alone. Who asks for this knows what the trees mean: what the snapshot lacks may be removed
+    /// even if the snapshot is partial.
+    Tree {
+        /// The tree's path.
+        path: Vec<u8>,
+        /// Names that lead from the target to the directory that takes its content. Without any it is the target
+        /// itself, which then gets the tree's attributes too.
+        below: Vec<Vec<u8>>,
+    },
 }
 
 /// What to restore, and how.
@@ -64,6 +73,8 @@ pub struct RestoreOptions {
     /// Paths as [`Snapshot::lookup`] reads them; none for everything. Directories on the way to them
     /// come back with their attributes and nothing else in them.
     pub paths: Vec<Vec<u8>>,
+    /// Names below each tree that lead to what is left as it is, neither placed nor removed. Only without `paths`.
+    pub except: Vec<Vec<Vec<u8>>>,
     /// Where things go.
     pub layout: Layout,
     /// The target may hold something: files, links and devices are replaced one by one, each at once;
@@ -94,35 +105,25 @@ pub struct RestoreOptions {
 /// `Conflict` for a target that is not empty, `NotFound` for a path that the snapshot does not have,
 /// `NoSpace`, `Unavailable`, `Interrupted`, and `Io` where going on makes no sense.
 pub async fn restore(snapshot: &Snapshot, target: &Path, options: RestoreOptions) -> Result<RestoreReport> {
-    let (snapshot, target) = (snapshot.clone(), target.to_path_buf());
+    let (snapshot, target) = (snapshot.clone(), Destination::path(target));
     let guard = CancelOnDrop(Some(Arc::clone(&options.cancel)));
     let reader = snapshot.reader().clone();
     let outcome = reader
-        .blocking(move |opener| run(opener, &snapshot, target, &options))
+        .blocking(move |opener| run(opener, &snapshot, &target, &options))
         .await;
     guard.disarm();
     outcome
 }
 
-/// What is wanted of one tree.
-struct Part<'s> {
-    tree: &'s RootTree,
-    wanted: Wanted,
-}
-
-fn run(
+/// [`restore`], on a thread that may wait.
+pub(crate) fn run(
     opener: &mut BlobOpener,
     snapshot: &Snapshot,
-    target: PathBuf,
+    target: &Destination,
     options: &RestoreOptions,
 ) -> Result<RestoreReport> {
     let trees = &snapshot.root().sealed.trees;
     let parts = choose(opener, snapshot, options)?;
-    if options.layout == Layout::Content && trees.len() != 1 {
-        return Err(RestoreError::Invalid(
-            "only a snapshot of one tree can be restored without its path",
-        ));
-    }
     // Trees that contain each other meet in the target; the later one replaces the same by the same.
     let overlap = trees.iter().enumerate().any(|(at, tree)| {
         let path = names(&tree.path);
@@ -136,12 +137,12 @@ fn run(
     }
     if options.dry_run {
         let counted = count(opener, &parts, &options.cancel)?;
-        return match Target::look(&target)? {
+        return match Target::look(target)? {
             Some(handle) if options.delete => delete::preview(opener, &parts, handle, options, counted),
             _ => Ok(counted),
         };
     }
-    let target = Target::open(&target, options.in_place, overlap, Arc::clone(&options.progress))?;
+    let target = Target::open(target, options.in_place, overlap, Arc::clone(&options.progress))?;
     if options.delete {
         delete::remove(opener, &parts, &target, options)?;
     }
@@ -165,59 +166,13 @@ fn check_delete(snapshot: &Snapshot, options: &RestoreOptions, overlap: bool) ->
             "trees of this snapshot contain each other, so what is in none of them is not known well enough to delete",
         ));
     }
-    if snapshot.root().clear.partial {
+    if snapshot.root().clear.partial && !matches!(options.layout, Layout::Tree { .. }) {
         return Err(RestoreError::Invalid(
             "this snapshot is partial: what could not be read when it was made would be deleted; choose a \
              complete one, or leave --delete out",
         ));
     }
     Ok(())
-}
-
-/// Finds everything that is asked for before anything is written, and counts it for the progress.
-fn choose<'s>(
-    opener: &mut BlobOpener,
-    snapshot: &'s Snapshot,
-    options: &RestoreOptions,
-) -> Result<Vec<Part<'s>>> {
-    let trees = &snapshot.root().sealed.trees;
-    let mut wanted: BTreeMap<usize, Wanted> = BTreeMap::new();
-    let mut add = |tree: usize, below: &[Vec<u8>], (files, bytes): (u64, u64)| {
-        wanted.entry(tree).or_insert_with(Wanted::nothing).add(below);
-        options.progress.add_totals(files, bytes);
-    };
-    let mut patterns = Vec::new();
-    let mut plain = Vec::new();
-    for path in &options.paths {
-        match snapshot.choose(opener, path) {
-            // A name may hold a star.
-            Err(RestoreError::NoSuchPath(_)) if pattern::is_pattern(path) => patterns.push(path),
-            outcome => plain.extend(outcome?),
-        }
-    }
-    plain.sort_by(|a, b| (a.tree, &a.below).cmp(&(b.tree, &b.below)));
-    // What lies below something chosen comes with it.
-    plain.dedup_by(|next, first| next.tree == first.tree && next.below.starts_with(&first.below));
-    for chosen in &plain {
-        add(chosen.tree, &chosen.below, totals(&chosen.entry));
-    }
-    if options.paths.is_empty() {
-        for (at, tree) in trees.iter().enumerate() {
-            add(at, &[], totals(&tree.entry));
-        }
-    }
-    for pattern in patterns {
-        for (tree, (found, files, bytes)) in snapshot.matches(opener, pattern, &options.cancel)?.trees {
-            options.progress.add_totals(files, bytes);
-            let wanted = wanted.entry(tree).or_insert_with(Wanted::nothing);
-            wanted.merge(found);
-        }
-    }
-    let parts = wanted.into_iter().map(|(tree, wanted)| Part {
-        tree: &trees[tree],
-        wanted,
-    });
-    Ok(parts.collect())
 }
 
 fn place(
@@ -241,7 +196,7 @@ fn place(
             let mut planner = Planner::new(pool, target, threads + room);
             for part in parts {
                 let path = &part.tree.path;
-                match place_tree(opener, part, target, options.layout, &mut planner) {
+                match place_tree(opener, part, target, &mut planner) {
                     Err(error) if error.is_local() => target.problems.add(path.clone(), &error),
                     outcome => outcome?,
                 }
@@ -255,30 +210,22 @@ fn place_tree(
     opener: &mut BlobOpener,
     part: &Part<'_>,
     target: &Arc<Target>,
-    layout: Layout,
     planner: &mut Planner<'_>,
 ) -> Result<()> {
     let tree = part.tree;
-    let mut above = names(&tree.path);
-    let last = above.pop();
-    let is_dir = matches!(tree.entry.kind, EntryKind::Dir { .. });
-    let into_target = is_dir && (layout == Layout::Content || last.is_none());
-    if layout == Layout::Content {
-        above.clear();
-    }
-    let mut dir = Dir::of_target(target, into_target.then_some((&tree.path, &tree.entry)))?;
-    for name in &above {
+    let is_target = part.place == Place::Target;
+    let mut dir = Dir::of_target(target, is_target.then_some((&tree.path, &tree.entry)))?;
+    for name in &part.way {
         dir = dir.passage(name)?;
     }
-    let name = last.unwrap_or_default();
-    let entry = Entry {
-        name,
-        ..tree.entry.clone()
-    };
+    let mut entry = tree.entry.clone();
+    if let Place::Under(name) = &part.place {
+        entry.name.clone_from(name);
+    }
     let EntryKind::Dir { node, .. } = entry.kind else {
         return planner.entry(opener, &dir, entry);
     };
-    if !into_target {
+    if matches!(part.place, Place::Under(_)) {
         // Its path is known from the tree, whatever lies between the target and it.
         dir = dir.enter(&entry, PathLink::root(&tree.path))?;
     }

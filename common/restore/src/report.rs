@@ -66,6 +66,36 @@ pub struct RestoreReport {
 }
 
 impl RestoreReport {
+    /// Adds what another part of the same restore did.
+    pub(crate) fn add(&mut self, other: Self) {
+        let Self {
+            files,
+            dirs,
+            symlinks,
+            others,
+            bytes,
+            bytes_kept,
+            removed,
+            mounts_kept,
+            owners_kept,
+            attributes_left,
+            problems,
+        } = other;
+        self.files += files;
+        self.dirs += dirs;
+        self.symlinks += symlinks;
+        self.others += others;
+        self.bytes += bytes;
+        self.bytes_kept += bytes_kept;
+        self.removed += removed;
+        self.mounts_kept += mounts_kept;
+        self.owners_kept += owners_kept;
+        self.attributes_left += attributes_left;
+        self.problems.count += problems.count;
+        self.problems.listed.extend(problems.listed);
+        self.problems.listed.truncate(LISTED_PROBLEMS_MAX);
+    }
+
     /// `Partial` when something could not be restored.
     #[must_use]
     pub fn kind(&self) -> Option<ErrorKind> {

@@ -102,26 +102,53 @@ impl Snapshot {
     pub async fn list(&self, path: &[u8]) -> Result<Vec<TreeEntry>> {
         let (this, path) = (self.clone(), path.to_vec());
         self.reader
-            .blocking(move |opener| {
-                let found = match this.lookup_blocking(opener, &path) {
-                    Err(RestoreError::NoSuchPath(_)) if !this.trees_below(&path).is_empty() => {
-                        return Ok(this.trees_below(&path));
-                    }
-                    outcome => outcome?,
-                };
-                let EntryKind::Dir { node, .. } = found.entry.kind else {
-                    return Ok(vec![found]);
-                };
-                let mut entries = Vec::new();
-                ordered::entries(opener, node, 1, &mut |entry| {
-                    entries.push(TreeEntry {
-                        path: join_path(&found.path, &entry.name),
-                        entry,
-                    });
-                })?;
-                Ok(entries)
-            })
+            .blocking(move |opener| this.list_blocking(opener, &path))
             .await
+    }
+
+    pub(crate) fn list_blocking(&self, opener: &mut BlobOpener, path: &[u8]) -> Result<Vec<TreeEntry>> {
+        let found = match self.lookup_blocking(opener, path) {
+            Err(RestoreError::NoSuchPath(_)) if !self.trees_below(path).is_empty() => {
+                return Ok(self.trees_below(path));
+            }
+            outcome => outcome?,
+        };
+        let EntryKind::Dir { node, .. } = found.entry.kind else {
+            return Ok(vec![found]);
+        };
+        let mut entries = Vec::new();
+        ordered::entries(opener, node, 1, &mut |entry| {
+            entries.push(TreeEntry {
+                path: join_path(&found.path, &entry.name),
+                entry,
+            });
+        })?;
+        Ok(entries)
+    }
+
+    /// The content of a file of at most `max` bytes; none where there is no file.
+    ///
+    /// # Errors
+    /// `Corrupt` for a longer one; those of reading.
+    pub(crate) fn read_small(
+        &self,
+        opener: &mut BlobOpener,
+        path: &[u8],
+        max: usize,
+    ) -> Result<Option<Vec<u8>>> {
+        let found = match self.lookup_blocking(opener, path) {
+            Err(RestoreError::NoSuchPath(_)) => return Ok(None),
+            outcome => outcome?,
+        };
+        let EntryKind::File { size, content, .. } = &found.entry.kind else {
+            return Ok(None);
+        };
+        if *size > max as u64 {
+            return Err(RestoreError::BadTree("a file that is read whole is too long").at(path));
+        }
+        let mut bytes = Vec::new();
+        write_content(opener, content, *size, path, &mut bytes)?;
+        Ok(Some(bytes))
     }
 
     /// Writes a file's content, in order; nothing of a chunk is written before it was checked.

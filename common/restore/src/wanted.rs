@@ -24,6 +24,33 @@ pub(crate) enum Wanted {
     All,
     /// Only what these names lead to.
     Some(Rc<BTreeMap<Vec<u8>, Wanted>>),
+    /// Everything but what these names lead to.
+    AllBut(Rc<Exceptions>),
+}
+
+/// Names that lead to what is not wanted; where there are no further ones, nothing is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Exceptions(BTreeMap<Vec<u8>, Rc<Exceptions>>);
+
+impl Exceptions {
+    fn add(&mut self, path: &[Vec<u8>]) {
+        let Some((name, below)) = path.split_first() else {
+            self.0.clear();
+            return;
+        };
+        match self.0.get_mut(name) {
+            // What lies below an exception is one with it.
+            Some(known) if known.0.is_empty() => {}
+            Some(known) => Rc::make_mut(known).add(below),
+            None => {
+                let mut fresh = Self::default();
+                if !below.is_empty() {
+                    fresh.add(below);
+                }
+                self.0.insert(name.clone(), Rc::new(fresh));
+            }
+        }
+    }
 }
 
 impl Wanted {
@@ -32,13 +59,31 @@ impl Wanted {
         Self::Some(Rc::default())
     }
 
+    /// The same without what those names lead to, if everything is wanted.
+    pub(crate) fn except(self, paths: &[Vec<Vec<u8>>]) -> Self {
+        let mut paths = paths.iter().filter(|path| !path.is_empty()).peekable();
+        match self {
+            Self::All if paths.peek().is_some() => {
+                let mut exceptions = Exceptions::default();
+                paths.for_each(|path| exceptions.add(path));
+                Self::AllBut(Rc::new(exceptions))
+            }
+            other => other,
+        }
+    }
+
+    /// Whether everything in a directory is wanted, save exceptions.
+    pub(crate) fn is_whole(&self) -> bool {
+        !matches!(self, Self::Some(_))
+    }
+
     /// Also wants what lies at that path.
     pub(crate) fn add(&mut self, path: &[Vec<u8>]) {
         let mut at = self;
         for name in path {
             match at {
                 // What lies below something wanted comes with it.
-                Self::All => return,
+                Self::All | Self::AllBut(_) => return,
                 Self::Some(below) => {
                     at = Rc::make_mut(below)
                         .entry(name.clone())
@@ -54,6 +99,9 @@ impl Wanted {
         match (&mut *self, other) {
             (Self::All, _) => {}
             (_, Self::All) => *self = Self::All,
+            // Exceptions are made last, when nothing is added any more.
+            (Self::AllBut(_), _) => {}
+            (_, other @ Self::AllBut(_)) => *self = other,
             (Self::Some(mine), Self::Some(theirs)) => {
                 let mine = Rc::make_mut(mine);
                 for (name, below) in theirs.iter() {
@@ -70,13 +118,18 @@ impl Wanted {
         match self {
             Self::All => Some(Self::All),
             Self::Some(below) => below.get(name).cloned(),
+            Self::AllBut(exceptions) => match exceptions.0.get(name) {
+                None => Some(Self::All),
+                Some(below) if below.0.is_empty() => None,
+                Some(below) => Some(Self::AllBut(Rc::clone(below))),
+            },
         }
     }
 
     /// Those children of an index node that can hold what is wanted.
     pub(crate) fn children(&self, children: Vec<IndexChild>) -> Vec<ChunkId> {
         match self {
-            Self::All => children.into_iter().map(|child| child.id).collect(),
+            Self::All | Self::AllBut(_) => children.into_iter().map(|child| child.id).collect(),
             Self::Some(below) => {
                 // Names are in order, and so are the children that hold them.
                 let mut at: Vec<usize> = below
@@ -226,5 +279,36 @@ impl Visitor for Finder<'_> {
         } else {
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(path: &str) -> Vec<Vec<u8>> {
+        names(path.as_bytes())
+    }
+
+    #[test]
+    fn exceptions_end_what_is_wanted() {
+        let wanted = Wanted::All.except(&[
+            way("pg_wal"),
+            way("global/pg_control"),
+            way("global/x/y"),
+            way("pg_wal/more"),
+        ]);
+        let below = |path: &str| {
+            let path = way(path);
+            path.iter()
+                .try_fold(wanted.clone(), |wanted, name| wanted.below(name))
+        };
+        assert!(below("pg_wal").is_none() && below("global/pg_control").is_none());
+        assert!(matches!(below("base"), Some(Wanted::All)));
+        assert!(matches!(below("global/1262"), Some(Wanted::All)));
+        assert!(matches!(below("global"), Some(Wanted::AllBut(_))));
+        assert!(below("global/x").is_some() && below("global/x/y").is_none());
+        assert!(wanted.is_whole() && !Wanted::nothing().is_whole());
+        assert!(matches!(Wanted::All.except(&[]), Wanted::All));
     }
 }

@@ -5,10 +5,15 @@
 //! looked through. What is entered is entered by single names and never through a link or into another
 //! mounted file system, and a node of the snapshot that cannot be read keeps what is in its place, and all behind.
 
-use super::{Layout, Part, RestoreOptions, dir::open_dir, target::Target};
+use super::{
+    RestoreOptions,
+    dir::open_dir,
+    parts::{Part, Place},
+    target::Target,
+};
 use crate::{
     BlobOpener, RestoreError, RestoreReport, Result,
-    path::{PathLink, names, shown},
+    path::{PathLink, shown},
     report::ProblemList,
     tree::Search,
     wanted::Wanted,
@@ -21,7 +26,11 @@ use rustix::{
 };
 use std::{
     fmt,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -50,6 +59,17 @@ impl OnRemoval {
     #[must_use]
     pub fn new(tell: impl Fn(&[u8], bool) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(tell)))
+    }
+}
+
+impl OnRemoval {
+    /// The same for one of several targets: paths begin with its own.
+    pub(crate) fn below(&self, target: &Path) -> Self {
+        let Some(tell) = self.0.clone() else {
+            return Self(None);
+        };
+        let target = target.as_os_str().as_bytes().to_vec();
+        Self::new(move |path, is_dir| tell(&[&target[..], path].concat(), is_dir))
     }
 }
 
@@ -97,7 +117,6 @@ struct Cleaner<'c> {
     problems: &'c ProblemList,
     tell: &'c OnRemoval,
     cancel: &'c AtomicBool,
-    layout: Layout,
     act: bool,
     removed: u64,
     mounts: u64,
@@ -169,7 +188,6 @@ impl<'c> Cleaner<'c> {
             problems,
             tell: &options.on_removal,
             cancel: &options.cancel,
-            layout: options.layout,
             act,
             removed: 0,
             mounts: 0,
@@ -179,17 +197,15 @@ impl<'c> Cleaner<'c> {
 
     fn clean(&mut self, parts: &[Part<'_>], target: &OwnedFd) -> Result<()> {
         for part in parts {
-            let mut above = names(&part.tree.path);
-            let last = above.pop();
             let is_dir = matches!(part.tree.entry.kind, EntryKind::Dir { .. });
-            let into_target = is_dir && (self.layout == Layout::Content || last.is_none());
-            if self.layout == Layout::Content {
-                above.clear();
-            }
+            let last = match &part.place {
+                Place::Under(name) => Some(name),
+                Place::Target | Place::Within => None,
+            };
             // The way to a tree is the operator's, and may lead over mounts; where it ends there is nothing.
             let (mut dir, mut path) = (target.try_clone().map_err(opening)?, PathLink::root(b"/"));
             let mut is_there = true;
-            for name in above.iter().chain(last.iter().filter(|_| is_dir && !into_target)) {
+            for name in part.way.iter().chain(last.filter(|_| is_dir)) {
                 match open_dir(dir.as_fd(), name) {
                     Ok(next) => (dir, path) = (next, path.below(name)),
                     Err(_) => {
@@ -201,7 +217,7 @@ impl<'c> Cleaner<'c> {
             match (&part.tree.entry.kind, last) {
                 _ if !is_there => {}
                 (EntryKind::Dir { node, .. }, _) => self.tree(dir, path, *node, part.wanted.clone())?,
-                (_, Some(name)) => self.make_way(dir.as_fd(), &name, &path)?,
+                (_, Some(name)) => self.make_way(dir.as_fd(), name, &path)?,
                 _ => {}
             }
         }
@@ -297,7 +313,7 @@ impl<'c> Cleaner<'c> {
             let wanted = both.wanted.below(&found.name);
             let dir = both.handle.as_fd();
             match (entry.map(|entry| entry.kind), wanted) {
-                (None, _) if matches!(both.wanted, Wanted::All) => self.remove(dir, found, &both.path)?,
+                (None, Some(Wanted::All)) if both.wanted.is_whole() => self.remove(dir, found, &both.path)?,
                 (None, _) => {}
                 (Some(EntryKind::Dir { node, .. }), Some(wanted)) if found.is_dir => {
                     let name = found.name;

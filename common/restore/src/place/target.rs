@@ -18,7 +18,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt as _,
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -29,6 +29,47 @@ use std::{
 const FILE_SYSTEMS_MAX: usize = 64;
 /// Times an open is tried again while someone renames directories above it.
 const OPEN_ATTEMPTS: usize = 16;
+
+/// A directory to restore to: by its path, or by a handle that is open already.
+pub(crate) struct Destination {
+    path: PathBuf,
+    handle: Option<OwnedFd>,
+}
+
+impl Destination {
+    /// What lies at a path, or will. The way to it is the caller's word and may lead through links.
+    pub(crate) fn path(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            handle: None,
+        }
+    }
+
+    /// The directory of a handle; the path is only told.
+    pub(crate) fn handle(path: &Path, handle: OwnedFd) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            handle: Some(handle),
+        }
+    }
+
+    /// Makes the directory if it is absent.
+    fn make(&self) -> std::io::Result<()> {
+        match self.handle {
+            Some(_) => Ok(()),
+            None => DirBuilder::new().recursive(true).mode(0o700).create(&self.path),
+        }
+    }
+
+    /// A handle of our own, with its own place in the directory and its own lock.
+    fn open(&self) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match &self.handle {
+            Some(handle) => fs::openat(handle, ".", flags, Mode::empty()),
+            None => fs::open(&self.path, flags, Mode::empty()),
+        }
+    }
+}
 
 pub(super) struct Target {
     root: OwnedFd,
@@ -60,35 +101,29 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Opens the target, and makes it first if it is absent. The way to it is the caller's word and may
-    /// lead through links.
+    /// Opens the target, and makes it first if it is absent.
     pub(super) fn open(
-        path: &Path,
+        destination: &Destination,
         in_place: bool,
         overlap: bool,
         progress: Arc<Progress>,
     ) -> Result<Arc<Self>> {
-        let shown = path.display().to_string();
+        let shown = destination.path.display().to_string();
         let failed = |doing, source| RestoreError::Io {
             doing,
             what: shown.clone(),
             source,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|source| match source.kind() {
-                std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => {
-                    RestoreError::Target {
-                        target: shown.clone(),
-                        reason: "it is not a directory",
-                    }
-                }
-                _ => failed("make the target", source),
-            })?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = fs::open(path, flags, Mode::empty()).map_err(|e| failed("open the target", e.into()))?;
+        destination.make().map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => RestoreError::Target {
+                target: shown.clone(),
+                reason: "it is not a directory",
+            },
+            _ => failed("make the target", source),
+        })?;
+        let root = destination
+            .open()
+            .map_err(|e| failed("open the target", e.into()))?;
         if in_place {
             // Two of them would take each other's files for left over.
             let locked = fs::flock(&root, fs::FlockOperation::NonBlockingLockExclusive);
@@ -141,14 +176,13 @@ impl Target {
     }
 
     /// The target's handle if it exists, for a look at it alone.
-    pub(super) fn look(path: &Path) -> Result<Option<OwnedFd>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match fs::open(path, flags, Mode::empty()) {
+    pub(super) fn look(destination: &Destination) -> Result<Option<OwnedFd>> {
+        match destination.open() {
             Ok(handle) => Ok(Some(handle)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(RestoreError::io(
                 "open the target",
-                path.display().to_string(),
+                destination.path.display().to_string(),
                 errno,
             )),
         }
@@ -214,7 +248,7 @@ impl Target {
 }
 
 /// Opens one name in a directory: never through a link, never above the directory.
-pub(super) fn open_below(
+pub(crate) fn open_below(
     dir: impl AsFd,
     name: &[u8],
     flags: OFlags,

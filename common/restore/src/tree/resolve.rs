@@ -67,7 +67,7 @@ impl Snapshot {
         Err(RestoreError::NoSuchPath(path.to_vec()))
     }
 
-    pub(super) fn lookup_blocking(&self, opener: &mut BlobOpener, path: &[u8]) -> Result<TreeEntry> {
+    pub(crate) fn lookup_blocking(&self, opener: &mut BlobOpener, path: &[u8]) -> Result<TreeEntry> {
         let found = self.find(opener, path)?;
         let tree = self.root.sealed.trees[found.tree].path.clone();
         let path = found.below.iter().fold(tree, |path, name| join_path(&path, name));
