@@ -29,6 +29,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         "holdfast-restore",
         &[
             "holdfast-core",
+            "holdfast-postgres",
             "holdfast-repo",
             "holdfast-store",
             "holdfast-net",

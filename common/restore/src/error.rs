@@ -1,6 +1,6 @@
 //! What can go wrong when content is brought back.
 
-use crate::path::shown;
+use crate::{path::shown, postgres::PostgresError};
 use holdfast_core::{ChunkId, ErrorKind, HasKind, PackId, SnapshotId};
 use holdfast_net::{Fault, NetError};
 use holdfast_repo::RepoError;
@@ -73,6 +73,9 @@ pub enum RestoreError {
         /// Why not.
         reason: &'static str,
     },
+    /// A PostgreSQL backup is not restored.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
     /// Several things asked for exclude each other.
     #[error("{0}")]
     Invalid(&'static str),
@@ -176,6 +179,7 @@ impl HasKind for RestoreError {
             Self::Store(error) => error.kind(),
             Self::Missing { .. } | Self::Damaged { .. } | Self::BadTree(_) => ErrorKind::Corrupt,
             Self::Repo(error) => error.kind(),
+            Self::Postgres(error) => error.kind(),
             Self::At { source, .. } => source.kind(),
             Self::NoSuchPath(_) | Self::NoMatch(_) | Self::NoSuchSnapshot(_) => ErrorKind::NotFound,
             Self::WrongKind { .. } | Self::Invalid(_) => ErrorKind::Invalid,

@@ -24,6 +24,7 @@ mod path;
 pub mod pattern;
 mod place;
 mod pool;
+pub mod postgres;
 mod progress;
 mod recover;
 mod report;

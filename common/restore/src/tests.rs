@@ -9,6 +9,7 @@ mod in_place;
 mod metadata;
 mod patterns;
 mod place;
+mod postgres;
 mod reading;
 mod recovery;
 

@@ -1,0 +1,100 @@
+//! Why a PostgreSQL backup is not restored.
+
+use holdfast_core::{ErrorKind, HasKind};
+use holdfast_postgres::{PgError, SystemId};
+
+/// Refusals and contradictions; nothing was written when one of them is returned.
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// The backup contradicts itself, or is not what an agent writes.
+    #[error("this PostgreSQL backup cannot be used: {0}")]
+    Bad(String),
+    /// A newer version made it.
+    #[error("this PostgreSQL backup has version {0} of its form, which this version does not know")]
+    Newer(u64),
+    /// A file of the backup or of the target is not PostgreSQL's.
+    #[error("{what}: {source}")]
+    File {
+        /// Which file.
+        what: String,
+        /// What is wrong with it.
+        source: PgError,
+    },
+    /// What was written for a tablespace makes no sense.
+    #[error("{0}")]
+    Mapping(String),
+    /// Two targets would lie in each other.
+    #[error("{inner} lies in {outer}: data directory and tablespaces need places of their own")]
+    Nested {
+        /// What lies within.
+        inner: String,
+        /// What it lies in, or the same.
+        outer: String,
+    },
+    /// The data directory is not empty.
+    #[error("{dir} cannot be restored into: it is not empty")]
+    NotEmpty {
+        /// Its path.
+        dir: String,
+    },
+    /// It holds what is no cluster and no unfinished restore.
+    #[error("{dir} cannot be restored into: it holds neither a cluster nor an unfinished restore of one")]
+    Foreign {
+        /// Its path.
+        dir: String,
+    },
+    /// It holds another cluster.
+    #[error("{dir} cannot be restored into: it belongs to the cluster {theirs}, and the backup is of {ours}")]
+    OtherCluster {
+        /// Its path.
+        dir: String,
+        /// Whose it is.
+        theirs: SystemId,
+        /// Whose backup it is.
+        ours: SystemId,
+    },
+    /// A server runs there.
+    #[error("{dir} cannot be restored into: a server runs there (process {pid}, says its postmaster.pid)")]
+    Running {
+        /// Its path.
+        dir: String,
+        /// The process.
+        pid: i32,
+    },
+    /// Another restore works there.
+    #[error("{dir} cannot be restored into: another restore works there; wait for its end")]
+    Busy {
+        /// Its path.
+        dir: String,
+    },
+    /// A tablespace's place is in use.
+    #[error("tablespace {name} cannot be restored to {dir}: it is not empty")]
+    TablespaceNotEmpty {
+        /// The tablespace.
+        name: String,
+        /// Where it would go.
+        dir: String,
+    },
+}
+
+impl PostgresError {
+    pub(crate) fn bad(why: impl Into<String>) -> Self {
+        Self::Bad(why.into())
+    }
+}
+
+impl HasKind for PostgresError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Bad(_) | Self::File { .. } => ErrorKind::Corrupt,
+            Self::Newer(_) => ErrorKind::Unsupported,
+            Self::Mapping(_) | Self::Nested { .. } => ErrorKind::Invalid,
+            Self::NotEmpty { .. }
+            | Self::Foreign { .. }
+            | Self::OtherCluster { .. }
+            | Self::Running { .. }
+            | Self::Busy { .. }
+            | Self::TablespaceNotEmpty { .. } => ErrorKind::Conflict,
+        }
+    }
+}
