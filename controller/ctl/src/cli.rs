@@ -257,6 +257,14 @@ pub(crate) struct RestoreArgs {
     /// given several times.
     #[arg(long = "path")]
     pub(crate) paths: Vec<OsString>,
+    /// Of a PostgreSQL backup: where a tablespace goes, as OID=DIR, NAME=DIR or LOCATION=DIR; may be given several
+    /// times. Others go to their own place, which must be empty.
+    #[arg(long = "tablespace", value_name = "TABLESPACE=DIR", conflicts_with = "paths")]
+    pub(crate) tablespaces: Vec<OsString>,
+    /// How it is laid out: a PostgreSQL backup becomes a data directory that a server starts from, unless its files
+    /// are asked for.
+    #[arg(long, default_value = "auto")]
+    pub(crate) layout: RestoreLayout,
     /// On this agent's host instead of this machine.
     #[arg(long)]
     pub(crate) agent: Option<Name>,
@@ -336,11 +344,28 @@ pub(crate) struct RecoverArgs {
     /// given several times.
     #[arg(long = "path")]
     pub(crate) paths: Vec<OsString>,
+    /// Of a PostgreSQL backup: where a tablespace goes, as OID=DIR, NAME=DIR or LOCATION=DIR; may be given several
+    /// times. Others go to their own place, which must be empty.
+    #[arg(long = "tablespace", value_name = "TABLESPACE=DIR", conflicts_with = "paths")]
+    pub(crate) tablespaces: Vec<OsString>,
+    /// How it is laid out: a PostgreSQL backup becomes a data directory that a server starts from, unless its files
+    /// are asked for.
+    #[arg(long, default_value = "auto")]
+    pub(crate) layout: RestoreLayout,
     /// The directory may hold something already.
     #[arg(long)]
     pub(crate) in_place: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// How what is restored is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RestoreLayout {
+    /// As what it is a backup of needs it.
+    Auto,
+    /// As files below their paths in the snapshot.
+    Files,
 }
 
 fn joinable(text: &str) -> Result<Role, String> {

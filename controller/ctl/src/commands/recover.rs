@@ -111,6 +111,8 @@ pub(super) async fn run(args: &RecoverArgs) -> Result<()> {
                 in_place: args.in_place,
                 delete: false,
                 dry_run: false,
+                layout: args.layout,
+                tablespaces: &args.tablespaces,
             };
             restore::here(&found, &plan, args.output.output).await
         }

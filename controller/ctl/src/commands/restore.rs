@@ -1,18 +1,22 @@
 //! `restore`: to this machine with the admin's keys, or on an agent's host by its agent.
 
+mod postgres;
+
 use super::{data, job};
 use crate::{
     address::Address,
-    cli::RestoreArgs,
+    cli::{RestoreArgs, RestoreLayout},
     cluster::{Cluster, bytes_of, job_id, request_id, retry},
     error::{Result, fault, invalid, io, lift},
     output::{self, Format, bytes},
     progress::Ticker,
 };
 use holdfast_core::{ErrorKind, Name};
+use holdfast_net::Fault;
 use holdfast_proto::v1;
 use holdfast_restore::{
-    Layout, OnRemoval, Problem, Progress, RestoreOptions, RestoreReport, Snapshot, restore, shown,
+    Layout, OnRemoval, Problem, Progress, RestoreError, RestoreOptions, RestoreReport, Snapshot, restore,
+    shown,
 };
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -33,6 +37,8 @@ pub(super) struct Plan<'a> {
     pub(super) in_place: bool,
     pub(super) delete: bool,
     pub(super) dry_run: bool,
+    pub(super) layout: RestoreLayout,
+    pub(super) tablespaces: &'a [OsString],
 }
 
 /// What was restored, in its stable JSON form.
@@ -53,6 +59,8 @@ struct Restored {
     attributes_left: u64,
     problems_count: u64,
     problems: Vec<Failed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postgres: Option<postgres::Cluster>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,6 +81,8 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
         in_place: args.in_place,
         delete: args.delete,
         dry_run: args.dry_run,
+        layout: args.layout,
+        tablespaces: &args.tablespaces,
     };
     here(&snapshot, &plan, args.output.output).await
 }
@@ -80,10 +90,16 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
 /// Restores an opened snapshot to this machine.
 pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -> Result<()> {
     let target = std::path::absolute(plan.to).map_err(io(format!("find {}", plan.to.display())))?;
+    let backup = postgres::backup_in(snapshot, plan.paths, plan.layout).await?;
+    if backup.is_none() && !plan.tablespaces.is_empty() {
+        return Err(invalid("--tablespace is for whole PostgreSQL backups")
+            .with_hint("leave out --path and --layout files, or leave out --tablespace"));
+    }
     let removals = Removals::default();
     let (progress, cancel) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
     let options = RestoreOptions {
         paths: plan.paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
+        except: Vec::new(),
         layout: Layout::Paths,
         in_place: plan.in_place,
         delete: plan.delete,
@@ -94,7 +110,15 @@ pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -
         cancel: Arc::clone(&cancel),
     };
     let ticker = Ticker::start("restore", progress);
-    let restoring = restore(snapshot, &target, options);
+    let restoring = async {
+        match &backup {
+            Some(backup) => postgres::restore(snapshot, backup, plan, &target, options).await,
+            None => restore(snapshot, &target, options)
+                .await
+                .map(|report| (report, None))
+                .map_err(hinted),
+        }
+    };
     tokio::pin!(restoring);
     let outcome = tokio::select! {
         outcome = &mut restoring => outcome,
@@ -105,17 +129,20 @@ pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -
         }
     };
     drop(ticker);
-    let report = outcome.map_err(|error| {
-        let fault = lift(error);
-        match fault.kind {
-            ErrorKind::Conflict => fault.with_hint(
-                "choose an empty directory, or add --in-place, which also completes an interrupted restore",
-            ),
-            ErrorKind::Interrupted => fault.with_hint("the same command with --in-place goes on from here"),
-            _ => fault,
-        }
-    })?;
-    finish(report, &target, plan.dry_run, removals.take(), format)
+    let (report, cluster) = outcome?;
+    finish(report, &target, plan.dry_run, removals.take(), cluster, format)
+}
+
+/// What to do about an error.
+fn hinted(error: RestoreError) -> Fault {
+    let fault = lift(error);
+    match fault.kind {
+        ErrorKind::Conflict => fault.with_hint(
+            "choose an empty directory, or add --in-place, which also completes an interrupted restore",
+        ),
+        ErrorKind::Interrupted => fault.with_hint("the same command with --in-place goes on from here"),
+        _ => fault,
+    }
 }
 
 /// What `--delete` removes, told line by line, or kept for the one value that JSON and YAML are.
@@ -150,6 +177,7 @@ fn finish(
     target: &Path,
     dry_run: bool,
     removed_paths: Vec<String>,
+    cluster: Option<postgres::Cluster>,
     format: Format,
 ) -> Result<()> {
     let RestoreReport {
@@ -189,6 +217,7 @@ fn finish(
                 reason,
             })
             .collect(),
+        postgres: cluster,
     };
     match format {
         Format::Json | Format::Yaml => output::print(&output::value(&restored, format)?)?,
@@ -225,6 +254,9 @@ fn finish(
         eprintln!(
             "note: {attributes_left} entries lack extended attributes or flags, because only root can set them or the target's file system has none"
         );
+    }
+    if let Some(cluster) = &restored.postgres {
+        return cluster.finish(restored.problems_count, dry_run);
     }
     match restored.problems_count {
         0 => Ok(()),
@@ -263,6 +295,30 @@ async fn on_agent(cluster: &Cluster, address: &Address, args: &RestoreArgs, agen
             "{} is not absolute: an agent has no current directory",
             args.to.display()
         )));
+    }
+    if !args.tablespaces.is_empty() {
+        return Err(fault(
+            ErrorKind::Unsupported,
+            "--tablespace works for restores to this machine only",
+        )
+        .with_hint("run holdfastctl on that host"));
+    }
+    if args.paths.is_empty() && args.layout == RestoreLayout::Auto {
+        // Agents would place the trees as they are, from which no server starts.
+        let snapshot = data::open_address(cluster, address).await?;
+        if postgres::backup_in(&snapshot, &args.paths, args.layout)
+            .await?
+            .is_some()
+        {
+            return Err(fault(
+                ErrorKind::Unsupported,
+                "agents do not restore whole PostgreSQL backups yet",
+            )
+            .with_hint(
+                "run holdfastctl restore on that host, without --agent; or restore files of it with --path, or all of \
+                 them as they are with --layout files",
+            ));
+        }
     }
     let row = cluster.resolve(address).await?;
     let spec = v1::RestoreSpec {
@@ -309,6 +365,7 @@ mod tests {
                 Path::new("/x"),
                 false,
                 Vec::new(),
+                None,
                 Format::Json
             )
             .is_ok()
@@ -326,7 +383,7 @@ mod tests {
             problems,
             ..RestoreReport::default()
         };
-        let fault = finish(report, Path::new("/x"), false, Vec::new(), Format::Table).unwrap_err();
+        let fault = finish(report, Path::new("/x"), false, Vec::new(), None, Format::Table).unwrap_err();
         assert_eq!(fault.kind.exit_code(), 3);
         assert!(fault.message.starts_with('7'), "{fault}");
     }
