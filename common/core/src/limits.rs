@@ -141,3 +141,6 @@ pub const PG_BACKUP_LABEL_MAX: usize = 8 * KIB;
 pub const PG_HISTORY_MAX: usize = MIB;
 /// Most ranges of archived WAL of one source: an archive without gaps has one per timeline.
 pub const PG_ARCHIVE_RANGES_MAX: usize = 64 * 1024;
+/// Most unlogged relations of one database in one tablespace: their numbers are held while its directory is read, up to
+/// some 10 MiB.
+pub const PG_UNLOGGED_RELATIONS_MAX: usize = 1024 * 1024;
