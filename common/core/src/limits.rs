@@ -144,3 +144,5 @@ pub const PG_ARCHIVE_RANGES_MAX: usize = 64 * 1024;
 /// Most unlogged relations of one database in one tablespace: their numbers are held while its directory is read, up to
 /// some 10 MiB.
 pub const PG_UNLOGGED_RELATIONS_MAX: usize = 1024 * 1024;
+/// Longest tablespace map: some hundred tablespaces with the longest paths.
+pub const PG_TABLESPACE_MAP_MAX: usize = MIB;

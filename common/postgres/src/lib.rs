@@ -17,6 +17,7 @@
     )
 )]
 
+mod backup_label;
 mod control_file;
 mod error;
 mod fields;
@@ -27,11 +28,13 @@ mod lsn;
 mod page;
 mod relation_file;
 mod segment;
+mod tablespace_map;
 mod unlogged;
 mod version;
 mod wal;
 mod wal_file;
 
+pub use backup_label::{BackupLabel, BackupMethod, IncrementalFrom};
 pub use control_file::{
     CONTROL_FILE_LEN, Checkpoint, ControlFile, DbState, RecoveryBounds, StandbyLimits, WalLevel,
 };
@@ -43,6 +46,7 @@ pub use lsn::{Lsn, SystemId, TimelineId};
 pub use page::{BadPage, PAGE_LEN, PageCheck, PageFault, page_checksum, page_lsn};
 pub use relation_file::{Fork, RelationFile};
 pub use segment::{Segment, SegmentSize, Segments};
+pub use tablespace_map::{MappedTablespace, TablespaceMap};
 pub use unlogged::UnloggedRelations;
 pub use version::PgVersion;
 pub use wal::{Cluster, WAL_HEADER_LEN, WalHeader};
