@@ -146,3 +146,5 @@ pub const PG_ARCHIVE_RANGES_MAX: usize = 64 * 1024;
 pub const PG_UNLOGGED_RELATIONS_MAX: usize = 1024 * 1024;
 /// Longest tablespace map: some hundred tablespaces with the longest paths.
 pub const PG_TABLESPACE_MAP_MAX: usize = MIB;
+/// Longest file of settings: `ALTER SYSTEM` writes a line per setting, of which there are some hundred.
+pub const PG_SETTINGS_MAX: usize = MIB;
