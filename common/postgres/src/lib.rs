@@ -26,9 +26,11 @@ mod history;
 mod layout;
 mod lsn;
 mod page;
+mod recovery;
 mod relation_file;
 mod segment;
 mod settings;
+mod standby_limits;
 mod tablespace_map;
 mod unlogged;
 mod version;
@@ -45,9 +47,14 @@ pub use history::{Branch, Leg, TimelineHistory};
 pub use layout::{EntryKind, Layout, Place, Treatment};
 pub use lsn::{Lsn, SystemId, TimelineId};
 pub use page::{BadPage, PAGE_LEN, PageCheck, PageFault, page_checksum, page_lsn};
+pub use recovery::{
+    Recovery, RecoveryMode, RecoveryTarget, TargetAction, TargetTimeline, is_recovery_setting,
+    recovery_settings_in,
+};
 pub use relation_file::{Fork, RelationFile};
 pub use segment::{Segment, SegmentSize, Segments};
 pub use settings::{SettingsFile, quote_setting};
+pub use standby_limits::LimitTooLow;
 pub use tablespace_map::{MappedTablespace, TablespaceMap};
 pub use unlogged::UnloggedRelations;
 pub use version::PgVersion;
