@@ -148,3 +148,5 @@ pub const PG_UNLOGGED_RELATIONS_MAX: usize = 1024 * 1024;
 pub const PG_TABLESPACE_MAP_MAX: usize = MIB;
 /// Longest file of settings: `ALTER SYSTEM` writes a line per setting, of which there are some hundred.
 pub const PG_SETTINGS_MAX: usize = MIB;
+/// Longest command that servers call, all replaced: up to 15 they cut it there (MAXPGPATH without the zero at its end).
+pub const PG_COMMAND_MAX: usize = 1023;

@@ -18,6 +18,7 @@
 )]
 
 mod backup_label;
+mod command;
 mod control_file;
 mod error;
 mod fields;
@@ -38,6 +39,7 @@ mod wal;
 mod wal_file;
 
 pub use backup_label::{BackupLabel, BackupMethod, IncrementalFrom};
+pub use command::{archive_command, command_word, restore_command};
 pub use control_file::{
     CONTROL_FILE_LEN, Checkpoint, ControlFile, DbState, RecoveryBounds, StandbyLimits, WalLevel,
 };
