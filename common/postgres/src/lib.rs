@@ -1,10 +1,12 @@
-//! What Holdfast knows of PostgreSQL: positions, WAL names and headers, pg_control, timelines, ranges of archived WAL.
+//! What Holdfast knows of PostgreSQL: what of a cluster is backed up and whether its pages are whole, the WAL that it
+//! needs, and the settings with which a copy recovers.
 //!
 //! Pure: no I/O, no network, no clock and no threads. Callers read files, ask servers and tell the time.
 //!
-//! Versions 13 to 17 differ in one table (`version.rs`). What is tested of them is what stands in `tests/golden`, made by
-//! servers of these versions: `pg_control` and the headers of WAL segments. Little-endian, 64-bit servers with pages of
-//! 8 KiB. No source or restore uses any of it yet.
+//! Versions 13 to 17 differ in few numbers (`version.rs`). `pg_control` and the headers of WAL segments are tested
+//! with files that servers of these versions made (`tests/golden`). Layout, pages, labels, settings, commands and a
+//! recovery with all of these are tested with a running server, which is of version 15 (`tests/real_server`).
+//! Little-endian, 64-bit servers with pages of 8 KiB. No source or restore uses any of it yet.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
