@@ -5,10 +5,12 @@ mod binaries;
 mod cluster;
 mod ctl;
 mod jobs;
+mod postgres;
 mod process;
 
 pub use binaries::Binaries;
 pub use cluster::{Agent, Cluster, Options, free_port, restored_root, source_document};
 pub use ctl::Output;
 pub use jobs::{Thread, entries, threads};
+pub use postgres::Server;
 pub use process::{Process, Trap, Victim};

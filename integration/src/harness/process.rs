@@ -84,13 +84,28 @@ impl fmt::Debug for Process {
 /// Wraps a command so that the child dies with the thread that started it, where util-linux offers that:
 /// a test that is itself killed leaves nothing behind.
 pub(super) fn dying_with_parent(program: &std::path::Path) -> Command {
+    dying_as(None, program)
+}
+
+/// The same as another user, which only root can.
+pub(super) fn dying_as(user: Option<&str>, program: &std::path::Path) -> Command {
     let setpriv = std::path::Path::new("/usr/bin/setpriv");
     if setpriv.exists() {
         let mut command = Command::new(setpriv);
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-        command
-    } else {
-        Command::new(program)
+        command.args(["--pdeathsig", "KILL"]);
+        if let Some(user) = user {
+            command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
+        }
+        command.arg("--").arg(program);
+        return command;
+    }
+    match user {
+        Some(user) => {
+            let mut command = Command::new("runuser");
+            command.args(["-u", user, "--"]).arg(program);
+            command
+        }
+        None => Command::new(program),
     }
 }
 
