@@ -2,15 +2,12 @@
 
 use super::{BACKUP, DATA, Manifest, PostgresError, TABLESPACES, WAL};
 use crate::{BlobOpener, Result, Snapshot};
-use holdfast_postgres::{CONTROL_FILE_LEN, ControlFile, Segment};
+use holdfast_core::limits::{PG_BACKUP_LABEL_MAX, PG_TABLESPACE_MAP_MAX};
+use holdfast_postgres::{BackupLabel, CONTROL_FILE_LEN, ControlFile, Segment};
 use holdfast_repo::EntryKind;
 
 /// Longest backup.json: thousands of tablespaces and damaged blocks.
 const MANIFEST_MAX: usize = 16 * 1024 * 1024;
-/// Longest backup_label: servers write some hundred bytes and the label, which has at most 1 KiB.
-const LABEL_MAX: usize = 64 * 1024;
-/// Longest tablespace_map: a line of at most 2 KiB for each tablespace.
-const MAP_MAX: usize = 32 * 1024 * 1024;
 
 /// What a snapshot holds of a backup besides the files of the cluster, all of it checked.
 #[derive(Debug, Clone)]
@@ -54,9 +51,10 @@ impl Backup {
             return Ok(None);
         };
         let missing = |what: &str| PostgresError::bad(format!("it has no {what}"));
-        let label = file("backup_label", LABEL_MAX)?.ok_or_else(|| missing("backup_label"))?;
-        let map = file("tablespace_map", MAP_MAX)?;
+        let label = file("backup_label", PG_BACKUP_LABEL_MAX)?.ok_or_else(|| missing("backup_label"))?;
+        let map = file("tablespace_map", PG_TABLESPACE_MAP_MAX)?;
         let control = file("pg_control", CONTROL_FILE_LEN)?.ok_or_else(|| missing("pg_control"))?;
+        check_label(&label, &manifest)?;
         check_control(&control, &manifest)?;
         for tablespace in manifest.tablespaces.iter().filter(|t| t.is_outside()) {
             if !has(&tree_of(tablespace.oid)) {
@@ -91,6 +89,25 @@ fn has_tree(snapshot: &Snapshot, path: &str) -> bool {
     trees
         .iter()
         .any(|tree| tree.path == path.as_bytes() && is_dir(&tree.entry.kind))
+}
+
+/// Recovery begins where the label says: it must be of this backup too.
+fn check_label(bytes: &[u8], manifest: &Manifest) -> Result<(), PostgresError> {
+    let label =
+        BackupLabel::parse(bytes, manifest.wal_segment_size).map_err(|source| PostgresError::File {
+            what: "the backup's backup_label".into(),
+            source,
+        })?;
+    if label.incremental.is_some() {
+        return Err(PostgresError::bad("it is incremental to another one"));
+    }
+    if (label.start, label.segment.timeline()) != (manifest.start_lsn, manifest.timeline) {
+        return Err(PostgresError::bad(format!(
+            "its backup_label begins at {}, and its backup.json at {}",
+            label.start, manifest.start_lsn
+        )));
+    }
+    Ok(())
 }
 
 /// The control file decides what a server makes of everything else: it must be of this backup.

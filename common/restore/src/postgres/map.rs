@@ -1,59 +1,46 @@
 //! `tablespace_map` with other places: a server that starts from a backup makes its links by this file.
 
 use super::{PostgresError, TablespaceTarget};
+use holdfast_postgres::{MappedTablespace, TablespaceMap};
 use std::os::unix::ffi::OsStrExt as _;
 
-/// The map with the places of tablespaces that were moved; every other line stays byte for byte.
+/// The map with the places of tablespaces that were moved. Without any it stays byte for byte.
 ///
 /// # Errors
-/// `Invalid` when a moved tablespace is not in it: replay would make it at its own place after all.
+/// `Invalid` when a moved tablespace is not in it: replay would make it at its own place after all. `Corrupt` for what
+/// no server writes.
 pub(super) fn moved(
     map: Option<&[u8]>,
     tablespaces: &[TablespaceTarget],
 ) -> Result<Option<Vec<u8>>, PostgresError> {
-    let mut left: Vec<&TablespaceTarget> = tablespaces.iter().filter(|target| target.moved).collect();
-    let mut written = Vec::new();
-    for line in map.map(lines).unwrap_or_default() {
-        let oid = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-        let found = left
-            .iter()
-            .position(|target| target.oid.to_string().as_bytes() == oid);
-        match found.map(|at| left.swap_remove(at)) {
-            Some(target) => {
-                // Nothing in it needs to be escaped: that is seen to where mappings are read.
-                written.extend_from_slice(oid);
-                written.push(b' ');
-                written.extend_from_slice(target.dir.as_os_str().as_bytes());
-                written.push(b'\n');
-            }
-            None => written.extend_from_slice(line),
-        }
+    let bad = |source| PostgresError::File {
+        what: "the backup's tablespace_map".into(),
+        source,
+    };
+    let moved: Vec<&TablespaceTarget> = tablespaces.iter().filter(|target| target.moved).collect();
+    if moved.is_empty() {
+        return Ok(map.map(<[u8]>::to_vec));
     }
-    match left.first() {
-        Some(target) => Err(PostgresError::Mapping(format!(
+    let known = TablespaceMap::parse(map.unwrap_or_default()).map_err(bad)?;
+    if let Some(target) = moved.iter().find(|target| known.path(target.oid).is_none()) {
+        return Err(PostgresError::Mapping(format!(
             "tablespace {} cannot be moved: it was made while the backup ran, so that replaying the WAL makes it at its \
              own place; restore it there, or from a later backup",
             target.name
-        ))),
-        None => Ok(map.is_some().then_some(written)),
+        )));
     }
-}
-
-/// The lines with their ends. A line break behind a backslash belongs to a path.
-fn lines(map: &[u8]) -> Vec<&[u8]> {
-    let mut lines = Vec::new();
-    let (mut start, mut escaped) = (0, false);
-    for (at, byte) in map.iter().enumerate() {
-        if *byte == b'\n' && !escaped {
-            lines.push(&map[start..=at]);
-            start = at + 1;
-        }
-        escaped = *byte == b'\\' && !escaped;
-    }
-    if start < map.len() {
-        lines.push(&map[start..]);
-    }
-    lines
+    let place = |known: &MappedTablespace| {
+        let target = moved.iter().find(|target| target.oid == known.oid);
+        target.map_or_else(
+            || known.clone(),
+            |target| MappedTablespace {
+                oid: known.oid,
+                path: target.dir.as_os_str().as_bytes().to_vec(),
+            },
+        )
+    };
+    let map = TablespaceMap::new(known.tablespaces().iter().map(place).collect()).map_err(bad)?;
+    Ok(Some(map.render()))
 }
 
 #[cfg(test)]
@@ -72,7 +59,7 @@ mod tests {
 
     #[test]
     fn only_moved_tablespaces_change_their_line() {
-        let map = b"16384 /srv/a\n16385 /srv/b\\\n16386 c\n16386 /srv/d".as_slice();
+        let map = b"16384 /srv/a\n16385 /srv/b\\\n16386 c\n16386 /srv/d\n".as_slice();
         let all = [
             target(16384, "/new/a", true),
             target(16385, "/srv/b\n16386 c", false),

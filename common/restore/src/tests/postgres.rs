@@ -6,7 +6,7 @@ use crate::{
     testing::*,
 };
 use holdfast_core::{ErrorKind, HasKind as _};
-use holdfast_postgres::ControlFile;
+use holdfast_postgres::{CONTROL_FILE_LEN, ControlFile};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -16,11 +16,33 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+/// What a server wrote, without the zeros behind it.
 const CONTROL: &[u8] = include_bytes!("../../../postgres/tests/golden/pg_control-15.bin");
 const SEGMENT: u64 = 4 << 20;
 
+fn control() -> Vec<u8> {
+    let mut control = CONTROL.to_vec();
+    control.resize(CONTROL_FILE_LEN, 0);
+    control
+}
+
+fn decoded() -> ControlFile {
+    ControlFile::decode(&control()).unwrap()
+}
+
+fn label() -> String {
+    let checkpoint = decoded().checkpoint;
+    format!(
+        "START WAL LOCATION: {} (file {})\nCHECKPOINT LOCATION: {}\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n\
+         START TIME: 2026-11-27 14:00:00 UTC\nLABEL: holdfast\nSTART TIMELINE: 1\n",
+        checkpoint.redo,
+        segment_name(),
+        checkpoint.lsn
+    )
+}
+
 fn manifest(location: &Path) -> Value {
-    let control = ControlFile::decode(CONTROL).unwrap();
+    let control = decoded();
     let start = control.checkpoint.redo.0;
     json!({
         "holdfast_postgres_backup": 1,
@@ -40,7 +62,7 @@ fn manifest(location: &Path) -> Value {
 }
 
 fn segment_name() -> String {
-    let number = ControlFile::decode(CONTROL).unwrap().checkpoint.redo.0 / SEGMENT;
+    let number = decoded().checkpoint.redo.0 / SEGMENT;
     let per_four_gib = (1_u64 << 32) / SEGMENT;
     format!(
         "00000001{:08X}{:08X}",
@@ -90,9 +112,9 @@ fn trees(manifest: &Value, location: &Path, content: &str) -> Vec<(&'static str,
             "/postgresql/backup",
             dir([
                 ("backup.json", file(manifest.to_string())),
-                ("backup_label", file("START WAL LOCATION: 0/1\n")),
+                ("backup_label", file(label())),
                 ("tablespace_map", file(format!("16384 {}\n", location.display()))),
-                ("pg_control", file(CONTROL)),
+                ("pg_control", file(control())),
             ]),
         ),
     ]
@@ -158,9 +180,9 @@ impl World {
 
     /// What a complete restore looks like, with its tablespace at that place.
     fn assert_complete(&self, tablespace: &Path) {
-        assert_eq!(self.read("global/pg_control"), CONTROL);
+        assert_eq!(self.read("global/pg_control"), control());
         assert_eq!(self.read("base/5/1259"), b"pages");
-        assert_eq!(self.read("backup_label"), b"START WAL LOCATION: 0/1\n");
+        assert_eq!(self.read("backup_label"), label().as_bytes());
         let map = format!("16384 {}\n", tablespace.display());
         assert_eq!(self.read("tablespace_map"), map.as_bytes());
         let link = fs::read_link(self.to().join("pg_tblspc/16384")).unwrap();
@@ -361,7 +383,7 @@ async fn other_directories_are_never_written_over() {
         world.refused(None, true).await,
         PostgresError::Foreign { .. }
     ));
-    let mut other = CONTROL.to_vec();
+    let mut other = control();
     other[0] ^= 1;
     let sum = crc32c_of(&other[..288]);
     other[288..292].copy_from_slice(&sum.to_le_bytes());
@@ -371,7 +393,7 @@ async fn other_directories_are_never_written_over() {
         PostgresError::OtherCluster { .. }
     ));
     // One that cannot be read is nobody's either.
-    fs::write(to.join("global/pg_control"), &CONTROL[..8000]).unwrap();
+    fs::write(to.join("global/pg_control"), &control()[..8000]).unwrap();
     assert!(world.run(None, true).await.is_err());
     assert_eq!(fs::read(to.join("letters")).unwrap(), b"precious");
     assert!(!to.join(".holdfast-restore").exists() && !to.join("base").exists());
