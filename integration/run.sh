@@ -111,6 +111,19 @@ need_fuse() {
     as_root mknod -m 666 /dev/fuse c 10 229 || true
 }
 
+# The tests of common/postgres run servers of their own, as the user that the package makes. Where the package is new, it
+# would make and start a server beside them: it is told not to.
+need_postgres() {
+    local initdb=/usr/lib/postgresql/15/bin/initdb
+    if [ ! -x "$initdb" ] && [ "$install" = yes ]; then
+        echo "+ no server of the package's own: /etc/postgresql-common/createcluster.d/holdfast.conf"
+        as_root mkdir -p /etc/postgresql-common/createcluster.d
+        echo "create_main_cluster = false" | as_root tee /etc/postgresql-common/createcluster.d/holdfast.conf >/dev/null
+    fi
+    need "$initdb" postgresql-15
+    need runuser util-linux
+}
+
 # The workspace's own lock file is checked by every step; these by none.
 check_fuzz_locks() {
     local workspace
@@ -194,6 +207,7 @@ run_tests() {
     need setcap libcap2-bin
     need getfattr attr
     need chattr e2fsprogs
+    need_postgres
     if [ "$mode" = long ]; then export HOLDFAST_LONG=1; fi
     step "format" cargo fmt --all --check
     step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings

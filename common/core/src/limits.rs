@@ -141,3 +141,12 @@ pub const PG_BACKUP_LABEL_MAX: usize = 8 * KIB;
 pub const PG_HISTORY_MAX: usize = MIB;
 /// Most ranges of archived WAL of one source: an archive without gaps has one per timeline.
 pub const PG_ARCHIVE_RANGES_MAX: usize = 64 * 1024;
+/// Most unlogged relations of one database in one tablespace: their numbers are held while its directory is read, up to
+/// some 10 MiB.
+pub const PG_UNLOGGED_RELATIONS_MAX: usize = 1024 * 1024;
+/// Longest tablespace map: some hundred tablespaces with the longest paths.
+pub const PG_TABLESPACE_MAP_MAX: usize = MIB;
+/// Longest file of settings: `ALTER SYSTEM` writes a line per setting, of which there are some hundred.
+pub const PG_SETTINGS_MAX: usize = MIB;
+/// Longest command that servers call, all replaced: up to 15 they cut it there (MAXPGPATH without the zero at its end).
+pub const PG_COMMAND_MAX: usize = 1023;
