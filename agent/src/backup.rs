@@ -5,12 +5,13 @@ use crate::{
     error::{AgentError, Result},
     files::Selection,
     jobs::{JobContext, Phase},
+    postgres::{self, Held, Order, Part, Passes, Taken},
     remote::{GrpcRemote, data_client},
 };
 use holdfast_core::{ChunkId, ErrorKind, SnapshotId, SourceRef, limits};
 use holdfast_net::{Fault, client::Connection};
 use holdfast_proto::v1::{
-    CloseSessionRequest, CommitRequest, FilesSpec, OpenSessionRequest, OpenSessionResponse,
+    CloseSessionRequest, CommitRequest, FilesSpec, OpenSessionRequest, OpenSessionResponse, PostgresSpec,
     RenewLeaseRequest, RunStats,
 };
 use holdfast_repo::{Links, Root, RootClear, RootSealed};
@@ -36,16 +37,30 @@ pub struct Done {
     pub partial: bool,
 }
 
-/// Backs a files source up.
+/// What a source is.
+#[derive(Debug)]
+pub enum Work {
+    /// Directory trees and files.
+    Files(FilesSpec),
+    /// A running PostgreSQL cluster.
+    Postgres(PostgresSpec),
+}
+
+/// What is to be read, found to be allowed.
+enum Source {
+    Files(Arc<Selection>),
+    Postgres(Box<Order>),
+}
+
+/// Backs a source up.
 ///
 /// # Errors
 /// When it is not allowed here, the controllers refuse, the lease is lost or the run is cancelled.
-pub async fn run(context: &JobContext, source: &SourceRef, spec: FilesSpec) -> Result<Done> {
-    let allow = context.config.allow.clone();
-    let own = vec![context.state.dir().to_owned()];
-    let selection = tokio::task::spawn_blocking(move || Selection::open(&spec, &allow, &own))
-        .await
-        .map_err(|error| AgentError::Internal(error.to_string()))??;
+pub async fn run(context: &JobContext, source: &SourceRef, work: Work) -> Result<Done> {
+    let reads = match work {
+        Work::Files(spec) => files(context, spec).await?,
+        Work::Postgres(spec) => Source::Postgres(Box::new(order(context, source, &spec)?)),
+    };
     let connections = context.connect_data().await?;
     let opened = open_session(context, &connections[0], source).await?;
     let renewal = renew_lease(context, connections[0].clone(), &opened);
@@ -54,7 +69,7 @@ pub async fn run(context: &JobContext, source: &SourceRef, spec: FilesSpec) -> R
         source,
         connections,
         opened,
-        selection: Arc::new(selection),
+        reads,
     };
     let done = run.execute().await;
     renewal.abort();
@@ -62,6 +77,29 @@ pub async fn run(context: &JobContext, source: &SourceRef, spec: FilesSpec) -> R
         run.close(&error.to_string()).await;
     }
     done
+}
+
+async fn files(context: &JobContext, spec: FilesSpec) -> Result<Source> {
+    let allow = context.config.allow.clone();
+    let own = vec![context.state.dir().to_owned()];
+    let selection = tokio::task::spawn_blocking(move || Selection::open(&spec, &allow, &own))
+        .await
+        .map_err(|error| AgentError::Internal(error.to_string()))??;
+    Ok(Source::Files(Arc::new(selection)))
+}
+
+fn order(context: &JobContext, source: &SourceRef, spec: &PostgresSpec) -> Result<Order> {
+    let cluster = postgres::cluster(&context.config, &spec.cluster)?;
+    Ok(Order {
+        settings: cluster.settings_with_password()?,
+        allow: context.config.allow.clone(),
+        state_dir: context.state.dir().to_owned(),
+        run: format!("{}_{}", hex::encode(context.job.as_bytes()), context.attempt),
+        label: format!("holdfast {source}"),
+        fast_checkpoint: spec.fast_checkpoint,
+        cancel: Arc::clone(&context.cancel),
+        stats: Arc::clone(&context.stats),
+    })
 }
 
 async fn open_session(
@@ -127,7 +165,13 @@ struct Run<'a> {
     source: &'a SourceRef,
     connections: Vec<Connection>,
     opened: OpenSessionResponse,
-    selection: Arc<Selection>,
+    reads: Source,
+}
+
+/// What was read and stored, and what must last until it is committed.
+struct Stored {
+    outcome: Outcome,
+    _held: Option<Held>,
 }
 
 impl Run<'_> {
@@ -138,12 +182,14 @@ impl Run<'_> {
         let mut missing = HashSet::new();
         for _ in 0..=limits::COMMIT_RETRIES {
             self.context.set_phase(Phase::Walk);
-            let outcome = self.pass(parent.as_ref(), missing.clone()).await?;
+            // Of a database all begins anew: what is read once its backup has ended is of another moment.
+            let stored = self.read(parent.as_ref(), &missing).await?;
+            let outcome = &stored.outcome;
             self.context.set_phase(Phase::Commit);
             tracing::debug!(target: "holdfast::phase", phase = "commit", source = %self.source);
             let partial = stats.unreadable.load(Ordering::Relaxed) > 0;
-            let root = self.root(parent.as_ref(), &outcome, partial, started)?;
-            match self.commit(root, &outcome, partial).await? {
+            let root = self.root(parent.as_ref(), outcome, partial, started)?;
+            match self.commit(root, outcome, partial).await? {
                 Ok(snapshot) => {
                     self.context
                         .state
@@ -200,22 +246,59 @@ impl Run<'_> {
         Ok(Some((root, Root::hash(&self.opened.parent_root))))
     }
 
-    /// Walks the source once; all packs are acknowledged when it returns.
-    async fn pass(&self, parent: Option<&(Root, [u8; 32])>, missing: HashSet<ChunkId>) -> Result<Outcome> {
+    /// Reads the source once; all packs are acknowledged when it returns.
+    async fn read(&self, parent: Option<&(Root, [u8; 32])>, missing: &HashSet<ChunkId>) -> Result<Stored> {
+        match &self.reads {
+            Source::Files(selection) => {
+                let selection = Arc::clone(selection);
+                let outcome = self.pass(parent, missing.clone(), selection, Part::Data).await?;
+                Ok(Stored { outcome, _held: None })
+            }
+            Source::Postgres(order) => {
+                let Taken { outcome, held } = postgres::take(
+                    order,
+                    &Passing {
+                        run: self,
+                        parent,
+                        missing,
+                    },
+                )
+                .await?;
+                let _held = Some(held);
+                Ok(Stored { outcome, _held })
+            }
+        }
+    }
+
+    /// Walks a selection once; of a database, one part of it.
+    async fn pass(
+        &self,
+        parent: Option<&(Root, [u8; 32])>,
+        missing: HashSet<ChunkId>,
+        selection: Arc<Selection>,
+        part: Part,
+    ) -> Result<Outcome> {
         let context = self.context;
+        let (state, source) = (&context.state, &self.source.source);
+        let caches = match part {
+            Part::Data => state.caches(source),
+            Part::End => state.end_caches(source),
+        };
+        // What the first part sent is known to the second.
+        let nothing_known = self.opened.vault_empty && missing.is_empty() && part == Part::Data;
         let session = self.opened.session.clone().unwrap_or_default();
         let remote = Arc::new(GrpcRemote::new(
             tokio::runtime::Handle::current(),
             self.connections.clone(),
             session,
             context.state.membership.vault,
-            self.opened.vault_empty && missing.is_empty(),
+            nothing_known,
             Arc::clone(&context.limits),
             Arc::clone(&context.cancel),
         ));
         let settings = Settings {
             keys: Arc::clone(&context.state.keys),
-            selection: Arc::clone(&self.selection),
+            selection,
             parent: parent
                 .map(|(root, _)| root.sealed.trees.clone())
                 .unwrap_or_default(),
@@ -226,7 +309,6 @@ impl Run<'_> {
             width: Width::default(),
             segment_chunks: context.config.pipeline.segment_chunks(),
         };
-        let caches = context.state.caches(&self.source.source);
         let (stats, cancel) = (Arc::clone(&context.stats), Arc::clone(&context.cancel));
         let has_parent = parent.is_some();
         let span = tracing::Span::current();
@@ -324,6 +406,20 @@ impl Run<'_> {
         {
             tracing::debug!(error = %Fault::from(status), "the session could not be closed; its lease will end");
         }
+    }
+}
+
+/// The passes of one backup of a database.
+struct Passing<'p> {
+    run: &'p Run<'p>,
+    parent: Option<&'p (Root, [u8; 32])>,
+    missing: &'p HashSet<ChunkId>,
+}
+
+impl Passes for Passing<'_> {
+    async fn pass(&self, selection: Selection, part: Part) -> Result<Outcome> {
+        let (missing, selection) = (self.missing.clone(), Arc::new(selection));
+        self.run.pass(self.parent, missing, selection, part).await
     }
 }
 

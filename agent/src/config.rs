@@ -3,11 +3,15 @@
 use crate::{
     engine::Levels,
     error::{AgentError, Result},
+    postgres::ClusterConfig,
 };
-use holdfast_core::limits::SEGMENT_CHUNKS_MAX;
+use holdfast_core::{Name, limits::SEGMENT_CHUNKS_MAX};
 use holdfast_net::telemetry::TelemetryConfig;
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// zstd levels unless one is named: those at which size and speed both pay (measured by the bench). Databases
 /// and disk images gain little by more effort and are large.
@@ -34,6 +38,9 @@ pub struct Config {
     /// Directories that restores may write to; none unless named.
     #[serde(default)]
     pub restore_targets: Vec<PathBuf>,
+    /// PostgreSQL clusters that may be backed up, by name; none unless named.
+    #[serde(default)]
+    pub postgres: BTreeMap<Name, ClusterConfig>,
     /// Logs, traces, metrics.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -105,6 +112,20 @@ impl Config {
         if let Some(relative) = dirs.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("{} is not an absolute path", relative.display()));
         }
+        for (name, cluster) in &self.postgres {
+            cluster
+                .settings()
+                .map_err(|why| format!("[postgres.{name}]: {why}"))?;
+            if cluster
+                .password_file
+                .as_ref()
+                .is_some_and(|path| !path.is_absolute())
+            {
+                return Err(format!(
+                    "[postgres.{name}]: password_file is not an absolute path"
+                ));
+            }
+        }
         if !(1..=WORKERS_MAX).contains(&self.pipeline.workers()) {
             return Err(format!("pipeline.workers must be 1 to {WORKERS_MAX}"));
         }
@@ -150,5 +171,25 @@ mod tests {
         assert!(load("state_dir = '/x'\n[pipeline]\nworkers = 0").is_err());
         assert!(load("state_dir = '/x'\n[pipeline]\nlevel = 22").is_err());
         assert!(load("state_dir = '/x'\n[pipeline]\nsegment_chunks = 65").is_err());
+    }
+
+    #[test]
+    fn clusters_have_names_and_connections_to_this_host() {
+        let cluster = |lines: &str| load(&format!("state_dir = '/x'\n[postgres.main]\n{lines}"));
+        let config = cluster("connection = 'host=/tmp port=5433'\npassword_file = '/etc/p'").unwrap();
+        assert_eq!(
+            config.postgres.keys().map(Name::as_str).collect::<Vec<_>>(),
+            ["main"]
+        );
+        assert!(cluster("").is_ok());
+        for (lines, named) in [
+            ("conection = ''", "conection"),
+            ("connection = 'host=db.example'", "[postgres.main]"),
+            ("password_file = 'p'", "absolute"),
+        ] {
+            let error = cluster(lines).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        assert!(load("state_dir = '/x'\n[postgres.\"Main DB\"]").is_err());
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     config::Config,
     error::{AgentError, Result},
     jobs::{Jobs, OUTBOX_LEN},
+    postgres::Staging,
     state::State,
 };
 use holdfast_core::{ErrorKind, limits::RECONNECT_PAUSE};
@@ -49,6 +50,7 @@ pub async fn run(config: Config) -> Result<()> {
 
 async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
     let state = Arc::new(State::open(&config.state_dir)?);
+    Staging::clear(state.dir())?;
     let config = Arc::new(config);
     let metrics = Metrics::default();
     if let Some(listen) = &config.telemetry.metrics_listen {

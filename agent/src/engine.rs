@@ -34,7 +34,10 @@ use crate::{
 use attributes::{LongHeld, RootRoom};
 use buffers::Buffers;
 use directory::{Directory, Finished};
-use holdfast_core::{ChunkId, limits::UPLOADS_IN_FLIGHT};
+use holdfast_core::{
+    ChunkId,
+    limits::{LISTED_PROBLEMS_MAX, UPLOADS_IN_FLIGHT},
+};
 use holdfast_proto::v1::Problem;
 use holdfast_repo::{Chunker, DirBuilder, Entry, EntryKind, RootTree, VaultKeys};
 use linked_files::LinkedFiles;
@@ -138,6 +141,17 @@ const NODES_MAX: u64 = 1 << 30;
 /// Most bytes of cached signatures: enough for 256 GiB of files that are rewritten in place. What is beyond
 /// it is stored whole when it changed.
 const SIGNATURES_MAX: u64 = 1 << 30;
+
+/// Counts something that could not be had, and lists it while the list is short.
+pub(crate) fn report(stats: &Stats, problems: &mut Vec<Problem>, path: Vec<u8>, reason: &str) {
+    stats::add(&stats.unreadable, 1);
+    if problems.len() < LISTED_PROBLEMS_MAX {
+        problems.push(Problem {
+            path: path.into(),
+            reason: reason.to_owned(),
+        });
+    }
+}
 
 /// What a run brought.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use holdfast_core::{ErrorKind, HasKind};
 use holdfast_net::{Fault, NetError};
+use holdfast_postgres::PgError;
 use holdfast_repo::RepoError;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,19 @@ pub enum AgentError {
     /// The engine.
     #[error(transparent)]
     Repo(#[from] RepoError),
+    /// A PostgreSQL server refused, failed or is away.
+    #[error("{action}: {message}")]
+    Server {
+        /// Present-tense verb, for example "connect to the PostgreSQL server".
+        action: &'static str,
+        /// What it said, and what helps.
+        message: String,
+        /// What kind of refusal that is.
+        kind: ErrorKind,
+    },
+    /// Files of a PostgreSQL cluster, or what its server said.
+    #[error(transparent)]
+    Postgres(#[from] PgError),
     /// Someone asked to stop.
     #[error("stopped before the end: {0}")]
     Interrupted(String),
@@ -53,6 +67,8 @@ impl HasKind for AgentError {
             Self::Remote(fault) => fault.kind,
             Self::Net(error) => error.kind(),
             Self::Repo(error) => error.kind(),
+            Self::Server { kind, .. } => *kind,
+            Self::Postgres(error) => error.kind(),
             Self::Interrupted(_) => ErrorKind::Interrupted,
             Self::Internal(_) => ErrorKind::Internal,
         }

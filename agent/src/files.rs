@@ -1,8 +1,12 @@
-//! What a files source selects: roots, exclude rules, mounts, and what is never read.
+//! What a source selects: roots, rules of what is left out, mounts, and what is never read.
+
+mod rules;
+
+pub use rules::{Fate, Rules};
 
 use crate::error::{AgentError, Result};
 use holdfast_proto::v1::FilesSpec;
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use ignore::gitignore::GitignoreBuilder;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use std::{
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
@@ -39,7 +43,7 @@ const PSEUDO: &[u64] = &[
 /// One root, opened.
 #[derive(Debug)]
 pub struct Root {
-    /// Absolute path.
+    /// What its tree is called in the snapshot: an absolute path, on this host or of our own making.
     pub path: Vec<u8>,
     /// The directory, or the file's parent.
     pub dir: OwnedFd,
@@ -47,7 +51,25 @@ pub struct Root {
     pub file: Option<Vec<u8>>,
     /// What it is.
     pub stat: Stat,
-    rules: Gitignore,
+    /// What of it is read, and how.
+    pub rules: Rules,
+}
+
+impl Root {
+    /// Opens a directory as the tree of that name. Whether it may be read here is for the caller to check.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be opened as a directory, `Invalid` when it holds no data.
+    pub fn at(name: &str, dir: &Path, rules: Rules) -> Result<Self> {
+        let stat = rustix::fs::stat(dir).map_err(AgentError::io("open", dir))?;
+        Ok(Self {
+            path: name.as_bytes().to_vec(),
+            dir: open_dir(dir, dir)?,
+            file: None,
+            stat,
+            rules,
+        })
+    }
 }
 
 /// What a run reads.
@@ -88,29 +110,21 @@ impl Selection {
             .iter()
             .map(|root| open_root(root, spec, allow))
             .collect::<Result<Vec<_>>>()?;
-        let own = own
-            .iter()
-            .filter_map(|path| rustix::fs::stat(path).ok())
-            .map(|stat| (stat.st_dev, stat.st_ino))
-            .collect();
         Ok(Self {
             roots,
             cross_mounts: spec.cross_mounts,
-            own,
+            own: places(own),
         })
     }
 
-    /// Whether any rule can leave something of a root out.
+    /// These roots, over all mounts; `own` is never read.
     #[must_use]
-    pub fn has_rules(&self, root: usize) -> bool {
-        !self.roots[root].rules.is_empty()
-    }
-
-    /// Whether rules leave a path out; relative to its root.
-    #[must_use]
-    pub fn is_excluded(&self, root: usize, path: &Path, is_dir: bool) -> bool {
-        let rules = &self.roots[root].rules;
-        !rules.is_empty() && rules.matched(path, is_dir).is_ignore()
+    pub fn of_roots(roots: Vec<Root>, own: &[PathBuf]) -> Self {
+        Self {
+            roots,
+            cross_mounts: true,
+            own: places(own),
+        }
     }
 
     /// What to do with a directory on device `parent_dev`'s tree.
@@ -126,6 +140,14 @@ impl Selection {
         debug_assert!(self.cross_mounts || stat.st_dev == self.roots[root].stat.st_dev);
         Descend::Yes
     }
+}
+
+/// Devices and inodes of those directories that are there.
+fn places(dirs: &[PathBuf]) -> Vec<(u64, u64)> {
+    dirs.iter()
+        .filter_map(|path| rustix::fs::stat(path).ok())
+        .map(|stat| (stat.st_dev, stat.st_ino))
+        .collect()
 }
 
 /// A directory that is one of our stores: its packs would be backed up into themselves.
@@ -170,17 +192,7 @@ fn open_root(root: &str, spec: &FilesSpec, allow: &[PathBuf]) -> Result<Root> {
         (false, Some(parent), Some(name)) => (parent.to_owned(), Some(name.as_bytes().to_vec())),
         _ => (real.clone(), None),
     };
-    let dir = rustix::fs::open(
-        &dir_path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(AgentError::io("open root", path))?;
-    if is_pseudo(&dir) {
-        return Err(AgentError::Invalid(format!(
-            "root {root:?} is on a pseudo file system, which holds no data"
-        )));
-    }
+    let dir = open_dir(&dir_path, path)?;
     let mut rules = GitignoreBuilder::new("");
     for pattern in &spec.exclude {
         rules
@@ -195,8 +207,20 @@ fn open_root(root: &str, spec: &FilesSpec, allow: &[PathBuf]) -> Result<Root> {
         dir,
         file,
         stat,
-        rules,
+        rules: Rules::Ignore(rules),
     })
+}
+
+/// Opens a directory that holds data; errors name `shown`.
+fn open_dir(dir: &Path, shown: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(dir, flags, Mode::empty()).map_err(AgentError::io("open root", shown))?;
+    if is_pseudo(&dir) {
+        return Err(AgentError::Invalid(format!(
+            "root {shown:?} is on a pseudo file system, which holds no data"
+        )));
+    }
+    Ok(dir)
 }
 
 /// Whether a path lies in one of the allowed directories.
@@ -235,6 +259,7 @@ pub(crate) fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::FileType;
 
     fn spec(root: &Path, exclude: &[&str]) -> FilesSpec {
         FilesSpec {
@@ -273,10 +298,12 @@ mod tests {
         let allow = [dir.path().to_owned()];
         let rules = ["*.tmp", "/cache/", "!keep.tmp"];
         let selection = Selection::open(&spec(dir.path(), &rules), &allow, &[]).unwrap();
-        assert!(selection.is_excluded(0, Path::new("a/b.tmp"), false));
-        assert!(!selection.is_excluded(0, Path::new("a/keep.tmp"), false));
-        assert!(selection.is_excluded(0, Path::new("cache"), true));
-        assert!(!selection.is_excluded(0, Path::new("a/cache"), true));
+        let root = &selection.roots[0];
+        let is_left_out = |path: &str, kind| root.rules.fate(Path::new(path), kind, &root.dir) == Fate::Leave;
+        assert!(is_left_out("a/b.tmp", FileType::RegularFile));
+        assert!(!is_left_out("a/keep.tmp", FileType::RegularFile));
+        assert!(is_left_out("cache", FileType::Directory));
+        assert!(!is_left_out("a/cache", FileType::Directory));
         assert!(Selection::open(&spec(dir.path(), &["a{b"]), &allow, &[]).is_err());
     }
 

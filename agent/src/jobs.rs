@@ -1,7 +1,7 @@
 //! Jobs on this agent: offered, accepted, started by the cluster's decision, reported to the end.
 
 use crate::{
-    backup,
+    backup::{self, Work},
     config::Config,
     engine::Stats,
     error::{AgentError, Result},
@@ -16,8 +16,8 @@ use holdfast_net::{
     metrics::Metrics,
 };
 use holdfast_proto::v1::{
-    AgentMessage, JobOffer, JobProgress, JobResult, JobUpdate, SetLimits, agent_message, job_offer,
-    job_update,
+    AgentMessage, BackupWork, JobOffer, JobProgress, JobResult, JobUpdate, SetLimits, agent_message,
+    job_offer, job_update,
 };
 use parking_lot::Mutex;
 use prometheus_client::metrics::{counter::Counter, family::Family};
@@ -417,21 +417,18 @@ fn update(job: JobId, attempt: u32, what: job_update::What) -> AgentMessage {
 
 async fn execute(context: &JobContext, offer: &JobOffer, turn: Arc<tokio::sync::Mutex<()>>) -> JobResult {
     let done = match &offer.work {
-        Some(job_offer::Work::Backup(work)) => match (source_of(offer), work.files.clone()) {
-            (Ok(source), Some(files)) => {
+        Some(job_offer::Work::Backup(work)) => match (source_of(offer), backup_work(work)) {
+            (Ok(source), Ok(work)) => {
                 let _turn = turn.lock().await;
                 tracing::info!(%source, "backup begins");
-                backup::run(context, &source, files).await.map(|done| JobResult {
+                backup::run(context, &source, work).await.map(|done| JobResult {
                     state: if done.partial { "partial" } else { "succeeded" }.into(),
                     snapshot: done.snapshot.as_bytes().to_vec().into(),
                     stats: Some(done.stats),
                     ..JobResult::default()
                 })
             }
-            (Err(error), _) => Err(error),
-            (_, None) => Err(AgentError::Invalid(
-                "this agent knows files sources only; update it".into(),
-            )),
+            (Err(error), _) | (_, Err(error)) => Err(error),
         },
         Some(job_offer::Work::Restore(spec)) => restore_job::run(context, spec).await,
         None => Err(AgentError::Invalid(
@@ -450,6 +447,20 @@ async fn execute(context: &JobContext, offer: &JobOffer, turn: Arc<tokio::sync::
                 ..failed(&error)
             }
         }
+    }
+}
+
+fn backup_work(work: &BackupWork) -> Result<Work> {
+    let BackupWork { files, postgres } = work.clone();
+    match (files, postgres) {
+        (Some(files), None) => Ok(Work::Files(files)),
+        (None, Some(postgres)) => Ok(Work::Postgres(postgres)),
+        (Some(_), Some(_)) => Err(AgentError::Invalid(
+            "a source is either files or a PostgreSQL cluster".into(),
+        )),
+        (None, None) => Err(AgentError::Invalid(
+            "this agent does not know that kind of source; update it".into(),
+        )),
     }
 }
 

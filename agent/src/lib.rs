@@ -22,6 +22,7 @@ pub mod files;
 pub mod jobs;
 pub mod join;
 pub mod limits;
+pub mod postgres;
 pub mod remote;
 pub mod restore_job;
 pub mod state;

@@ -158,6 +158,13 @@ impl State {
         Layout(&self.dir).cache().join(format!("{source}.cache"))
     }
 
+    /// The same for what is read in a second pass: each pass keeps of its cache only what it met.
+    #[must_use]
+    pub fn end_caches(&self, source: &Name) -> PathBuf {
+        // No name of a source has a plus sign.
+        Layout(&self.dir).cache().join(format!("{source}+end.cache"))
+    }
+
     /// The highest sequence seen of a source; 0 before the first.
     #[must_use]
     pub fn head(&self, source: &Name) -> u64 {

@@ -41,6 +41,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         &[
             "holdfast-core",
             "holdfast-repo",
+            "holdfast-postgres",
             "holdfast-restore",
             "holdfast-net",
             "holdfast-proto",

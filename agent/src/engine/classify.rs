@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::{AgentError, Result},
-    files::{Descend, open_beneath},
+    files::{Descend, Fate, open_beneath},
 };
 use holdfast_core::{ChunkId, Names, limits};
 use holdfast_repo::{Content, Entry, EntryKind, Timestamp};
@@ -86,17 +86,28 @@ impl<'c> Classifier<'c> {
         self.directory.path.join(OsStr::from_bytes(name))
     }
 
-    fn is_excluded(&self, name: &[u8], is_dir: bool) -> bool {
-        let (selection, root) = (&self.shared.settings.selection, self.directory.root);
-        selection.has_rules(root) && selection.is_excluded(root, &self.path_of(name), is_dir)
+    fn fate(&self, name: &[u8], kind: FileType) -> Fate {
+        let rules = &self.shared.settings.selection.roots[self.directory.root].rules;
+        if rules.is_empty() {
+            return Fate::Take;
+        }
+        rules.fate(&self.path_of(name), kind, self.dir)
     }
 
     /// What to do with one name: an entry to keep (perhaps still to be filled by a task), or nothing.
     fn entry(&mut self, name: &[u8], stat: &Stat, before: Option<Entry>, index: u32) -> Option<Entry> {
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if self.is_excluded(name, kind.is_dir()) {
-            add(&self.shared.stats.skipped, 1);
-            return None;
+        match self.fate(name, kind) {
+            Fate::Take => {}
+            Fate::Empty => {
+                let entry = self.emptied(name, stat);
+                self.note_owner(&entry);
+                return Some(entry);
+            }
+            Fate::Leave => {
+                add(&self.shared.stats.skipped, 1);
+                return None;
+            }
         }
         let entry = match kind {
             FileType::RegularFile => self.file(name, stat, before, index),
@@ -127,6 +138,22 @@ impl<'c> Classifier<'c> {
         };
         self.note_owner(&entry);
         Some(entry)
+    }
+
+    /// An empty directory in the place of whatever is there; of a link's permissions it takes its root's.
+    fn emptied(&self, name: &[u8], stat: &Stat) -> Entry {
+        add(&self.shared.stats.dirs, 1);
+        let entry = entry_of(name.to_vec(), stat, empty_dir(self.shared));
+        let root = &self.shared.settings.selection.roots[self.directory.root];
+        let of = if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            stat
+        } else {
+            &root.stat
+        };
+        Entry {
+            mode: of.st_mode & 0o7777,
+            ..entry
+        }
     }
 
     /// A regular file: as it was recorded before, or to be read.
@@ -328,6 +355,21 @@ fn ctime(stat: &Stat) -> Timestamp {
     Timestamp {
         secs: stat.st_ctime,
         nanos: stat.st_ctime_nsec as u32,
+    }
+}
+
+/// The entry of a file that was read. One that changed meanwhile is marked; of a live root it is only kept from being
+/// taken for unchanged by the next run.
+pub(super) fn entry_read(name: Vec<u8>, stat: &Stat, kind: EntryKind, changed: bool, is_live: bool) -> Entry {
+    let entry = entry_of(name, stat, kind);
+    Entry {
+        changed_while_read: changed && !is_live,
+        ctime: if changed && is_live {
+            Timestamp::default()
+        } else {
+            entry.ctime
+        },
+        ..entry
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     classify::{Classifier, NO_NODE, entry_of, file_kind, pending_dir},
     listing::{Listing, read_names, reusable},
     queue::Task,
+    report,
     section::{Section, Tasks},
     stats::add,
     store_chunk::Sink,
@@ -16,8 +17,7 @@ use crate::{
     error::{AgentError, Result},
     files::open_beneath,
 };
-use holdfast_core::{ChunkId, Names, limits};
-use holdfast_proto::v1::Problem;
+use holdfast_core::{ChunkId, Names};
 use holdfast_repo::{Entry, EntryKind};
 use parking_lot::Mutex;
 use rustix::fs::{OFlags, Stat};
@@ -26,7 +26,7 @@ use std::{
     ops::Range,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -140,7 +140,11 @@ impl Directory {
         let dir = match dir {
             Ok(dir) => Some(dir),
             Err(error) => {
-                directory.report(shared, &directory.path, &error.to_string());
+                if error == rustix::io::Errno::NOENT {
+                    add(&shared.stats.files_vanished, 1);
+                } else {
+                    directory.report(shared, &directory.path, &error.to_string());
+                }
                 names.begin(0);
                 None
             }
@@ -243,22 +247,15 @@ impl Directory {
 
     /// Counts something that could not be read, and lists it while the list is short.
     pub fn report(&self, shared: &Shared, path: &Path, reason: &str) {
-        add(&shared.stats.unreadable, 1);
-        let mut problems = shared.problems.lock();
-        if problems.len() < limits::LISTED_PROBLEMS_MAX {
-            let root = Path::new(OsStr::from_bytes(
-                &shared.settings.selection.roots[self.root].path,
-            ));
-            let full = if path.as_os_str().is_empty() {
-                root.to_owned()
-            } else {
-                root.join(path)
-            };
-            let path = full.as_os_str().as_bytes().to_vec().into();
-            problems.push(Problem {
-                path,
-                reason: reason.to_owned(),
-            });
-        }
+        let root = Path::new(OsStr::from_bytes(
+            &shared.settings.selection.roots[self.root].path,
+        ));
+        let full = if path.as_os_str().is_empty() {
+            root.to_owned()
+        } else {
+            root.join(path)
+        };
+        let full = full.into_os_string().into_vec();
+        report(&shared.stats, &mut shared.problems.lock(), full, reason);
     }
 }

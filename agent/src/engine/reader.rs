@@ -3,7 +3,7 @@
 use super::{
     Shared,
     attributes::{Found, Handle},
-    classify::entry_of,
+    classify::{entry_of, entry_read},
     large_file::{Draft, LargeFile},
     linked_files::{LinkKey, Turn, take},
     old_file::OldFile,
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     error::{AgentError, Result},
     files::open_beneath,
+    postgres::{Checked, RelationPages},
 };
 use holdfast_core::limits::{CHUNK_MAX, SEGMENT_LEN};
 use holdfast_repo::{Content, Entry, EntryKind, Segment, Strategy};
@@ -84,8 +85,17 @@ pub(super) fn read_large(shared: &Shared, sink: &mut Sink, section: &Arc<Section
         Turn::Wait => return Ok(()),
         Turn::Known(entry) => return take(shared, sink, section, index, entry),
     };
-    let strategy = strategy_of(&known, &fd, &stat);
-    match read_stable(shared, sink, (section, index, link), &known, &fd, strategy) {
+    let relation = root.rules.relation(&path);
+    let strategy = match &relation {
+        Some(_) => Strategy::Fixed,
+        None => strategy_of(&known, &fd, &stat),
+    };
+    let how = How {
+        strategy,
+        is_live: root.rules.is_live(),
+        relation,
+    };
+    match read_stable(shared, sink, (section, index, link), &known, &fd, &how) {
         Ok(()) => Ok(()),
         Err(AgentError::Io { source, .. }) => {
             if let Some(key) = link {
@@ -99,6 +109,15 @@ pub(super) fn read_large(shared: &Shared, sink: &mut Sink, section: &Arc<Section
     }
 }
 
+/// How a file is read.
+struct How<'r> {
+    strategy: Strategy,
+    /// Once, whether it changes meanwhile or not.
+    is_live: bool,
+    /// Set for files whose pages are known.
+    relation: Option<RelationPages<'r>>,
+}
+
 /// Reads until the file did not change meanwhile, a bounded number of times.
 fn read_stable(
     shared: &Shared,
@@ -106,7 +125,7 @@ fn read_stable(
     (section, index, link): (&Arc<Section>, u32, Option<LinkKey>),
     known: &Entry,
     fd: &OwnedFd,
-    strategy: Strategy,
+    how: &How<'_>,
 ) -> Result<()> {
     let empty = Content::Inline(Vec::new());
     let old = match &known.kind {
@@ -118,7 +137,11 @@ fn read_stable(
         let Look {
             stat: before,
             is_settled,
-        } = Look::at(fd)?;
+        } = if how.is_live {
+            Look::at_once(fd)?
+        } else {
+            Look::at(fd)?
+        };
         let file = LargeFile::new(section, index, link);
         let mut window = std::mem::take(&mut sink.window);
         let mut reading = Reading {
@@ -126,39 +149,47 @@ fn read_stable(
             sink: &mut *sink,
             file: &file,
             fd,
-            strategy,
-            is_signed: before.st_size as u64 >= SIGNED_MIN,
+            how,
+            is_signed: how.relation.is_some() || before.st_size as u64 >= SIGNED_MIN,
+            // What is appended to a live file is in its owner's log.
+            limit: if how.is_live {
+                before.st_size as u64
+            } else {
+                u64::MAX
+            },
             old: OldFile::new(old),
             number: 0,
             at: 0,
+            checked: Checked::default(),
         };
         let outcome = reading.read_all(&before, &mut window);
-        let read = reading.at;
+        let (read, checked) = (reading.at, reading.checked);
         window.clear();
         sink.window = window;
         outcome?;
         let found = Found::read(shared, Handle::Open(fd.as_fd()), section.directory.is_top());
         let after = rustix::fs::fstat(fd)?;
-        let changed = !is_settled || is_changed(&before, &after) || read != before.st_size as u64;
-        if changed && attempt < REREADS {
+        let changed =
+            !is_settled || is_changed(&before, &after) || read != before.st_size as u64 || checked.is_torn;
+        if changed && !how.is_live && attempt < REREADS {
             // The pieces of this attempt may still be on their way: they finish nothing, since the
             // reader's own part of this attempt is never reported as done.
             attempt += 1;
             continue;
         }
-        if changed {
-            add(&shared.stats.files_changing, 1);
-        }
         let kind = EntryKind::File {
             size: read,
-            strategy,
+            strategy: how.strategy,
             content: empty,
         };
-        let entry = Entry {
-            changed_while_read: changed,
-            ..entry_of(known.name.clone(), &before, kind)
-        };
+        let entry = entry_read(known.name.clone(), &before, kind, changed, how.is_live);
+        if entry.changed_while_read {
+            add(&shared.stats.files_changing, 1);
+        }
         let path = section.locate(index, &known.name).1;
+        for problem in checked.problems {
+            section.directory.report(shared, &path, &problem);
+        }
         let entry = section.directory.with_found(shared, &path, entry, &before, found);
         return file.finish_reading(shared, sink, entry);
     }
@@ -170,13 +201,17 @@ struct Reading<'r> {
     sink: &'r mut Sink,
     file: &'r Arc<LargeFile>,
     fd: &'r OwnedFd,
-    strategy: Strategy,
+    how: &'r How<'r>,
     is_signed: bool,
+    /// Nothing from here on is read.
+    limit: u64,
     old: OldFile,
     /// Of the next piece.
     number: u32,
     /// Where the next piece begins.
     at: u64,
+    /// What the look at its pages brought.
+    checked: Checked,
 }
 
 impl Reading<'_> {
@@ -187,18 +222,18 @@ impl Reading<'_> {
             let end = if is_sparse {
                 let Some((start, end)) = self.next_data()? else {
                     let size = rustix::fs::fstat(self.fd)?.st_size as u64;
-                    return self.hole(size);
+                    return self.hole(size.min(self.limit));
                 };
-                self.hole(start)?;
-                end
+                self.hole(start.min(self.limit))?;
+                end.min(self.limit)
             } else {
-                u64::MAX
+                self.limit
             };
-            let ended = match self.strategy {
+            let ended = match self.how.strategy {
                 Strategy::Fixed => self.read_fixed(end)?,
                 Strategy::ContentDefined => self.read_content_defined(end, window)?,
             };
-            if ended {
+            if ended || self.at >= self.limit {
                 return Ok(());
             }
         }
@@ -217,7 +252,7 @@ impl Reading<'_> {
         let Some(end) = seek(SeekFrom::Hole(start))? else {
             return Ok(None);
         };
-        Ok(Some(match self.strategy {
+        Ok(Some(match self.how.strategy {
             Strategy::ContentDefined => (start, end),
             Strategy::Fixed => {
                 let len = SEGMENT_LEN as u64;
@@ -243,7 +278,11 @@ impl Reading<'_> {
         while self.at < end {
             self.shared.check_cancelled()?;
             let mut bytes = self.shared.buffers.take(SEGMENT_LEN);
-            let ended = self.fill(&mut bytes, 0, SEGMENT_LEN)?;
+            let wanted = usize::try_from(self.limit - self.at).unwrap_or(SEGMENT_LEN);
+            let ended = self.fill(&mut bytes, 0, wanted.min(SEGMENT_LEN))?;
+            if let Some(relation) = &self.how.relation {
+                relation.check(self.fd, self.at, &mut bytes, &mut self.checked)?;
+            }
             if !bytes.is_empty() {
                 let lens = vec![bytes.len() as u32];
                 self.hand_out(bytes, lens)?;
@@ -318,7 +357,7 @@ impl Reading<'_> {
     /// Gives a piece to whoever has time, or stores it here.
     fn hand_out(&mut self, bytes: Vec<u8>, lens: Vec<u32>) -> Result<()> {
         let (start, len) = (self.at, bytes.len() as u64);
-        let (from, to) = match self.strategy {
+        let (from, to) = match self.how.strategy {
             Strategy::Fixed => (start, start + len),
             Strategy::ContentDefined => {
                 let shift = self.file.shift.load(Ordering::Relaxed);
@@ -338,7 +377,7 @@ impl Reading<'_> {
             offset: start,
             bytes,
             lens,
-            strategy: self.strategy,
+            strategy: self.how.strategy,
             old,
             is_signed: self.is_signed,
         };

@@ -18,6 +18,10 @@ const PATIENCE: Duration = Duration::from_millis(25);
 /// The same on file systems that only know seconds.
 const PATIENCE_OF_SECONDS: Duration = Duration::from_millis(1025);
 
+/// How long ago the last change of a file must be that is looked at without waiting. Longer than a tick: the kernel stamps
+/// a change before it copies the bytes, and a writer that is held up in between changes the file without a new stamp.
+const QUIET: Duration = Duration::from_secs(2);
+
 const NANOS_PER_SECOND: i128 = 1_000_000_000;
 
 /// What `fstat` says of a file.
@@ -28,6 +32,16 @@ pub(super) struct Look {
 }
 
 impl Look {
+    /// Without waiting, for files that change all the time and are simply read again by the next run.
+    pub fn at_once(fd: impl AsFd) -> rustix::io::Result<Self> {
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self {
+            is_settled: is_quiet(&stat, now),
+            stat,
+        })
+    }
+
     /// Waits, within bounds, until the last change is not of this tick.
     pub fn at(fd: impl AsFd) -> rustix::io::Result<Self> {
         let began = Instant::now();
@@ -60,17 +74,30 @@ fn patience(stat: &Stat) -> Duration {
     }
 }
 
+/// Whether the last change is long over.
+fn is_quiet(stat: &Stat, now: Timespec) -> bool {
+    nanos(now) - changed_at(stat) > QUIET.as_nanos() as i128
+}
+
 /// Whether the tick of the file's last change is over. A tick that is far ahead was stamped by a clock that was set
 /// back since: that very tick does not come again in time to hide a change.
 fn is_over(stat: &Stat, now: Timespec) -> bool {
-    let changed = i128::from(stat.st_ctime) * NANOS_PER_SECOND + i128::from(stat.st_ctime_nsec);
-    let now = i128::from(now.tv_sec) * NANOS_PER_SECOND + i128::from(now.tv_nsec);
+    let (changed, now) = (changed_at(stat), nanos(now));
     let tick = if has_seconds_only(stat) {
         NANOS_PER_SECOND - 1
     } else {
         0
     };
     now > changed + tick || changed - now > PATIENCE_OF_SECONDS.as_nanos() as i128
+}
+
+/// Since 1970.
+fn changed_at(stat: &Stat) -> i128 {
+    i128::from(stat.st_ctime) * NANOS_PER_SECOND + i128::from(stat.st_ctime_nsec)
+}
+
+fn nanos(time: Timespec) -> i128 {
+    i128::from(time.tv_sec) * NANOS_PER_SECOND + i128::from(time.tv_nsec)
 }
 
 #[cfg(test)]
@@ -103,6 +130,17 @@ mod tests {
                 (after.ctime(), after.ctime_nsec())
             );
         }
+    }
+
+    #[test]
+    fn without_waiting_only_what_rests_for_a_while_is_settled() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(file.path(), b"one");
+        let mut stat = Look::at_once(file.as_file()).unwrap().stat;
+        (stat.st_ctime, stat.st_ctime_nsec) = (100, 500);
+        let at = |tv_sec| Timespec { tv_sec, tv_nsec: 500 };
+        assert!(!is_quiet(&stat, at(100)) && !is_quiet(&stat, at(102)) && !is_quiet(&stat, at(90)));
+        assert!(is_quiet(&stat, at(103)));
     }
 
     #[test]

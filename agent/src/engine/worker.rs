@@ -3,7 +3,7 @@
 use super::{
     Shared,
     attributes::{Found, Handle},
-    classify::entry_of,
+    classify::entry_read,
     directory::Directory,
     queue::Task,
     reader::{REREADS, is_changed, read_large},
@@ -12,7 +12,7 @@ use super::{
     stats::add,
     store_chunk::Sink,
 };
-use crate::error::Result;
+use crate::{error::Result, files::Rules, postgres::Checked};
 use holdfast_core::limits;
 use holdfast_repo::{ChunkRef, Content, Entry, EntryKind};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -23,6 +23,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
+    path::Path,
     sync::Arc,
 };
 
@@ -61,6 +62,8 @@ struct Stable {
     bytes: Range<usize>,
     stat: Stat,
     found: Found,
+    /// What is wrong with its bytes.
+    problems: Vec<String>,
 }
 
 /// Reads a batch of small files of one section, then stores what is new among them.
@@ -123,18 +126,23 @@ fn read_one(
 ) -> Option<ReadFile> {
     let directory = &section.directory;
     let known = section.entry(index)?;
-    match read_until_stable(shared, dir, &known, arena) {
+    let path = directory.path.join(OsStr::from_bytes(&known.name));
+    let rules = &shared.settings.selection.roots[directory.root].rules;
+    match read_until_stable(shared, dir, &known, arena, rules, &path) {
         Ok(Some(stable)) => {
             let Stable {
                 entry,
                 bytes,
                 stat,
                 found,
+                problems,
             } = stable;
             if entry.changed_while_read {
                 add(&shared.stats.files_changing, 1);
             }
-            let path = directory.path.join(OsStr::from_bytes(&known.name));
+            for problem in problems {
+                directory.report(shared, &path, &problem);
+            }
             let entry = directory.with_found(shared, &path, entry, &stat, found);
             Some(ReadFile { index, entry, bytes })
         }
@@ -144,7 +152,6 @@ fn read_one(
             None
         }
         Err(error) => {
-            let path = directory.path.join(OsStr::from_bytes(&known.name));
             directory.report(shared, &path, &error.to_string());
             section.fill(index, None);
             None
@@ -152,13 +159,15 @@ fn read_one(
     }
 }
 
-/// Reads a file again while it changes, a bounded number of times. `None` when it is gone, or is
-/// no longer a regular file.
+/// Reads a file again while it changes, a bounded number of times; one of a live root only once. `None` when it is
+/// gone, or is no longer a regular file.
 fn read_until_stable(
     shared: &Shared,
     dir: &OwnedFd,
     known: &Entry,
     arena: &mut Vec<u8>,
+    rules: &Rules,
+    path: &Path,
 ) -> rustix::io::Result<Option<Stable>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = match rustix::fs::openat(dir, known.name.as_slice(), flags, Mode::empty()) {
@@ -166,32 +175,42 @@ fn read_until_stable(
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let start = arena.len();
+    let (start, is_live) = (arena.len(), rules.is_live());
     for attempt in 0..=REREADS {
         arena.truncate(start);
         let Look {
             stat: before,
             is_settled,
-        } = Look::at(&fd)?;
+        } = if is_live {
+            Look::at_once(&fd)?
+        } else {
+            Look::at(&fd)?
+        };
         if !FileType::from_raw_mode(before.st_mode).is_file() {
             return Ok(None);
         }
         let read = read_whole(&fd, before.st_size as usize, arena)?;
         shared.pay_for_reading(read);
+        let mut checked = Checked::default();
+        if is_live {
+            // What was appended meanwhile may be half a page.
+            arena.truncate(arena.len().min(start + before.st_size as usize));
+            if let Some(relation) = rules.relation(path) {
+                relation.check(&fd, 0, &mut arena[start..], &mut checked)?;
+            }
+        }
         let found = Found::read(shared, Handle::Open(fd.as_fd()), false);
         let after = rustix::fs::fstat(&fd)?;
-        let changed = !is_settled || is_changed(&before, &after) || read as i64 != before.st_size;
-        if !changed || attempt == REREADS {
+        let changed =
+            !is_settled || is_changed(&before, &after) || read as i64 != before.st_size || checked.is_torn;
+        if !changed || is_live || attempt == REREADS {
             let kind = known.kind.clone();
-            let entry = Entry {
-                changed_while_read: changed,
-                ..entry_of(known.name.clone(), &before, kind)
-            };
             return Ok(Some(Stable {
-                entry,
+                entry: entry_read(known.name.clone(), &before, kind, changed, is_live),
                 bytes: start..arena.len(),
                 stat: before,
                 found,
+                problems: checked.problems,
             }));
         }
     }

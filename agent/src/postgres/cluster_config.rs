@@ -1,0 +1,196 @@
+//! How to reach a cluster: a section of `agent.toml`.
+
+use crate::{
+    config::Config,
+    error::{AgentError, Result},
+};
+use holdfast_core::Name;
+use serde::Deserialize;
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio_postgres::config::Host;
+use zeroize::Zeroizing;
+
+/// Where servers put their socket unless told otherwise.
+const SOCKET_DIR: &str = "/var/run/postgresql";
+/// Role and database unless named: they are there in every cluster.
+const DEFAULT: &str = "postgres";
+/// Longest wait for the server to take the connection, unless named.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest password file.
+const PASSWORD_MAX: usize = 4096;
+
+/// The section `[postgres.NAME]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// As libpq has it, for example `host=/var/run/postgresql port=5433 user=holdfast`. Without a host the usual socket
+    /// directory, without a user or database `postgres`.
+    #[serde(default)]
+    pub connection: String,
+    /// A file that holds the role's password, and nothing else but a line end.
+    pub password_file: Option<PathBuf>,
+}
+
+impl ClusterConfig {
+    /// The settings of a connection, still without a password.
+    ///
+    /// # Errors
+    /// What is wrong with them, without repeating any value.
+    pub fn settings(&self) -> std::result::Result<tokio_postgres::Config, String> {
+        let mut settings: tokio_postgres::Config = self.connection.parse().map_err(|error| {
+            let why = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
+            format!("its connection is not understood{why}")
+        })?;
+        if settings.get_password().is_some() {
+            return Err(
+                "its connection holds a password: write it to a file and name that in password_file".into(),
+            );
+        }
+        if settings.get_hosts().len() > 1 || settings.get_hostaddrs().len() > 1 {
+            return Err(
+                "its connection names several hosts: an agent backs up the server on its own host".into(),
+            );
+        }
+        let is_here = settings.get_hosts().iter().all(is_this_host)
+            && settings.get_hostaddrs().iter().all(IpAddr::is_loopback);
+        if !is_here {
+            return Err(
+                "its connection leads to another host: an agent reads the files of a server on its own host; name the \
+                 directory of the server's socket, or localhost"
+                    .into(),
+            );
+        }
+        if settings.get_hosts().is_empty() && settings.get_hostaddrs().is_empty() {
+            settings.host_path(SOCKET_DIR);
+        }
+        if settings.get_user().is_none() {
+            settings.user(DEFAULT);
+        }
+        if settings.get_dbname().is_none() {
+            settings.dbname(DEFAULT);
+        }
+        if settings.get_connect_timeout().is_none() {
+            settings.connect_timeout(CONNECT_TIMEOUT);
+        }
+        settings.application_name("holdfast");
+        Ok(settings)
+    }
+
+    /// The same with the password, if a file holds one.
+    ///
+    /// # Errors
+    /// `Invalid`, or when the file cannot be read.
+    pub fn settings_with_password(&self) -> Result<tokio_postgres::Config> {
+        let mut settings = self.settings().map_err(AgentError::Invalid)?;
+        if let Some(path) = &self.password_file {
+            settings.password(password(path)?.as_slice());
+        }
+        Ok(settings)
+    }
+}
+
+fn is_this_host(host: &Host) -> bool {
+    match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => {
+            name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+        }
+    }
+}
+
+fn password(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    let mut password = Zeroizing::new(holdfast_net::durable::read(path, PASSWORD_MAX)?);
+    while password.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+        password.pop();
+    }
+    Ok(password)
+}
+
+/// The section of that cluster.
+///
+/// # Errors
+/// `NotAllowed` with the lines that would allow it; `Invalid` for what is no name.
+pub fn cluster<'c>(config: &'c Config, name: &str) -> Result<&'c ClusterConfig> {
+    let name: Name = name
+        .parse()
+        .map_err(|error: holdfast_core::NameError| AgentError::Invalid(error.to_string()))?;
+    config.postgres.get(&name).ok_or_else(|| {
+        let key = if name.as_str().contains('.') {
+            format!("{:?}", name.as_str())
+        } else {
+            name.to_string()
+        };
+        AgentError::NotAllowed(format!(
+            "the PostgreSQL cluster {name} is not allowed on this host; add these lines to agent.toml, with its data directory \
+             in `allow`, and restart the agent:\n[postgres.{key}]\nconnection = \"host={SOCKET_DIR} user={DEFAULT}\""
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(connection: &str) -> std::result::Result<tokio_postgres::Config, String> {
+        let connection = connection.into();
+        ClusterConfig {
+            connection,
+            password_file: None,
+        }
+        .settings()
+    }
+
+    #[test]
+    fn the_usual_socket_is_the_default() {
+        let settings = settings("").unwrap();
+        assert_eq!(settings.get_hosts(), [Host::Unix(SOCKET_DIR.into())]);
+        assert_eq!(
+            (settings.get_user(), settings.get_dbname()),
+            (Some("postgres"), Some("postgres"))
+        );
+    }
+
+    #[test]
+    fn only_servers_of_this_host_are_reached() {
+        for here in [
+            "host=/tmp/x",
+            "host=localhost",
+            "host=127.0.0.2 port=5433",
+            "host=::1",
+            "hostaddr=127.0.0.1",
+        ] {
+            assert!(settings(here).is_ok(), "{here}");
+        }
+        for away in [
+            "host=db.example",
+            "host=10.0.0.1",
+            "hostaddr=10.0.0.1",
+            "host=localhost hostaddr=10.0.0.1",
+        ] {
+            assert!(settings(away).unwrap_err().contains("another host"), "{away}");
+        }
+        assert!(settings("host=/a,/b").unwrap_err().contains("several hosts"));
+    }
+
+    #[test]
+    fn secrets_and_mistakes_are_refused_without_repeating_them() {
+        let error = settings("host=/tmp password=hunter2").unwrap_err();
+        assert!(
+            error.contains("password_file") && !error.contains("hunter2"),
+            "{error}"
+        );
+        let error = settings("host=/tmp prot=5433").unwrap_err();
+        assert!(error.contains("prot"), "{error}");
+    }
+
+    #[test]
+    fn a_password_is_the_content_of_its_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "s3cret pass\r\n").unwrap();
+        assert_eq!(password(file.path()).unwrap().as_slice(), b"s3cret pass");
+    }
+}
