@@ -226,7 +226,7 @@ mod tests {
         PageWatch::new(PageCheck::new(&control).unwrap(), START)
     }
 
-    fn pages<'w>(watch: &'w PageWatch) -> RelationPages<'w> {
+    fn pages(watch: &PageWatch) -> RelationPages<'_> {
         RelationPages {
             watch: Some(watch),
             name: "data/base/5/16384.1".into(),
@@ -320,7 +320,9 @@ mod tests {
     #[test]
     fn more_damage_than_is_listed_is_counted() {
         let watch = watch();
-        let bad: Vec<_> = (0..120).map(|_| page(1, 100, 1)).collect();
+        let mut bad: Vec<_> = (0..120).map(|n| page(131_072 + n, 100, 1)).collect();
+        // The checksum itself, which no other change can make right again.
+        bad.iter_mut().for_each(|page| page[8] ^= 1);
         let (_file, fd) = file(&bad);
         let mut checked = Checked::default();
         let mut bytes = bad.as_flattened().to_vec();

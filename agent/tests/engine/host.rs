@@ -77,9 +77,14 @@ impl Host {
     /// What a run with nothing special needs.
     pub fn settings(&self, spec: &FilesSpec) -> Settings {
         let own = [self.state.path().to_owned()];
+        self.settings_of(Selection::open(spec, &["/".into()], &own).unwrap())
+    }
+
+    /// The same for any selection.
+    pub fn settings_of(&self, selection: Selection) -> Settings {
         Settings {
             keys: Arc::clone(&self.keys),
-            selection: Arc::new(Selection::open(spec, &["/".into()], &own).unwrap()),
+            selection: Arc::new(selection),
             parent: self.parent.clone(),
             workers: 4,
             levels: Levels {
