@@ -20,6 +20,9 @@ use std::{
 const CONTROL: &[u8] = include_bytes!("../../../postgres/tests/golden/pg_control-15.bin");
 const SEGMENT: u64 = 4 << 20;
 
+/// A snapshot's trees by path.
+type Trees = Vec<(&'static str, Item)>;
+
 fn control() -> Vec<u8> {
     let mut control = CONTROL.to_vec();
     control.resize(CONTROL_FILE_LEN, 0);
@@ -72,7 +75,7 @@ fn segment_name() -> String {
 }
 
 /// The trees of a backup whose tablespace lay at `location`.
-fn trees(manifest: &Value, location: &Path, content: &str) -> Vec<(&'static str, Item)> {
+fn trees(manifest: &Value, location: &Path, content: &str) -> Trees {
     let private = |item: Item| match item {
         Item::Dir(_, items) => Item::Dir(0o700, items),
         other => other,
@@ -461,7 +464,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_snapshots_are_no_backups_and_broken_ones_are_refused() {
     let own = Path::new("/own");
-    let find = async |change: &dyn Fn(&mut Vec<(&'static str, Item)>), manifest: &Value| {
+    let find = async |change: &dyn Fn(&mut Trees), manifest: &Value| {
         let mut trees = trees(manifest, own, "pages");
         change(&mut trees);
         let (snapshot, _) = snapshot(&mut Repo::new(), &trees).await;
@@ -487,7 +490,7 @@ async fn other_snapshots_are_no_backups_and_broken_ones_are_refused() {
         assert!(find(&|_| {}, &bad).await.is_err(), "{bad}");
     }
     let without = |name: &'static str| {
-        move |trees: &mut Vec<(&'static str, Item)>| {
+        move |trees: &mut Trees| {
             if let Item::Dir(_, items) = &mut trees[3].1 {
                 items.remove(name.as_bytes());
             }
