@@ -71,6 +71,8 @@ impl World {
         ));
         // Otherwise whoever reads the rows first marks them as committed, and so changes every page.
         server.execute("VACUUM FREEZE");
+        // Not in force before a restart, but in the restored settings.
+        server.execute("ALTER SYSTEM SET archive_mode = 'on'");
         let mut cluster = Cluster::start();
         cluster.join_agent(AGENT, &[server.data(), &tablespace]);
         let config = &cluster.agent(AGENT).config;
@@ -161,6 +163,8 @@ impl World {
         let place =
             server.query("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fast'");
         assert_eq!(place, format!("{}.tablespace", to.display()));
+        // It must not archive where its origin does.
+        assert_eq!(server.query("SHOW archive_mode"), "off");
         let mut amcheck = server.client("pg_amcheck");
         amcheck.args(["--all", "--install-missing", "--heapallindexed"]);
         let _ = Output::of(amcheck).ok();

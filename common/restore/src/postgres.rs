@@ -8,7 +8,8 @@
 //! Two things must never happen: that a server starts from half a directory, and that a restore writes over a cluster
 //! that was not meant. So `global/pg_control`, without which no server starts, comes last, when everything else is on
 //! disk; and what lies in the targets is looked at before anything is written. `plan` decides, without I/O; `look`
-//! sees; `apply` acts, through handles of directories, like every restore.
+//! sees; `apply` acts, through handles of directories, like every restore. A third must not either: that the restored
+//! cluster archives WAL where its origin does. So its `postgresql.auto.conf` turns archiving off.
 
 mod apply;
 mod backup;

@@ -7,7 +7,8 @@ use super::{
     plan::{Begin, Plan},
 };
 use crate::{RestoreError, Result, place::open_below};
-use holdfast_postgres::SystemId;
+use holdfast_core::limits::PG_SETTINGS_MAX;
+use holdfast_postgres::{SettingsFile, SystemId};
 use rustix::{
     fs::{self, AtFlags, FlockOperation, Mode, OFlags},
     io::Errno,
@@ -23,6 +24,8 @@ use std::{
 
 /// Where the control file of a cluster goes that is restored over; removed in the end.
 pub(super) const CONTROL_ASIDE: &str = "pg_control.before-restore";
+/// The settings that count more than those of other files; `ALTER SYSTEM` writes them.
+const SETTINGS: &[u8] = b"postgresql.auto.conf";
 /// How names of WAL directories begin that were moved aside.
 pub(super) const WAL_ASIDE: &str = "pg_wal.before-restore-";
 /// Most of them that are kept: whoever restores so often over one directory should look into it.
@@ -178,6 +181,19 @@ impl Site {
         Ok(())
     }
 
+    /// Turns the archiving of WAL off. A restored cluster goes on where the backup ended, on the same timeline: it would
+    /// archive other WAL under the very names that its origin archived, or still archives.
+    fn stop_archiving(&self, owner: Owner) -> Result<()> {
+        let found = files::read(self.dir(), SETTINGS, PG_SETTINGS_MAX)?;
+        if found.is_none() && fs::statat(&self.dir, SETTINGS, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            let why = "its postgresql.auto.conf is no file, or longer than any server's";
+            return Err(PostgresError::bad(why).into());
+        }
+        let mut settings = SettingsFile::parse(&found.unwrap_or_default()).map_err(in_settings)?;
+        settings.set("archive_mode", "off").map_err(in_settings)?;
+        files::write(self.dir(), SETTINGS, settings.render(), owner)
+    }
+
     /// Puts into place what makes a cluster of it. The control file comes when everything before is on disk.
     pub(super) fn complete(
         self,
@@ -186,6 +202,7 @@ impl Site {
         control: &[u8],
         owner: Owner,
     ) -> Result<()> {
+        self.stop_archiving(owner)?;
         files::write(self.dir(), b"backup_label", label, owner)?;
         match map {
             Some(map) => files::write(self.dir(), b"tablespace_map", map, owner)?,
@@ -199,6 +216,13 @@ impl Site {
         files::write(global.as_fd(), b"pg_control", control, owner)?;
         files::remove(global.as_fd(), CONTROL_ASIDE.as_bytes())?;
         files::remove(self.dir(), marker::NAME.as_bytes())
+    }
+}
+
+fn in_settings(source: holdfast_postgres::PgError) -> PostgresError {
+    PostgresError::File {
+        what: "its postgresql.auto.conf".into(),
+        source,
     }
 }
 

@@ -95,6 +95,10 @@ fn trees(manifest: &Value, location: &Path, content: &str) -> Trees {
                 ("99", link("/etc")),
             ])),
         ),
+        (
+            "postgresql.auto.conf",
+            file("# By ALTER SYSTEM\narchive_mode = 'on'\nwork_mem = '8MB'\n"),
+        ),
         ("postgresql.conf", file("port = 5432\n")),
     ]));
     let wal = Item::Dir(
@@ -186,6 +190,9 @@ impl World {
         assert_eq!(self.read("global/pg_control"), control());
         assert_eq!(self.read("base/5/1259"), b"pages");
         assert_eq!(self.read("backup_label"), label().as_bytes());
+        // It must not archive where its origin does.
+        let settings = b"# By ALTER SYSTEM\nwork_mem = '8MB'\narchive_mode = 'off'\n";
+        assert_eq!(self.read("postgresql.auto.conf"), settings);
         let map = format!("16384 {}\n", tablespace.display());
         assert_eq!(self.read("tablespace_map"), map.as_bytes());
         let link = fs::read_link(self.to().join("pg_tblspc/16384")).unwrap();
@@ -446,7 +453,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
     let done = restore(&world.snapshot, &world.backup, request, dry())
         .await
         .unwrap();
-    assert!(!done.complete && done.report.files == 6, "{:?}", done.report);
+    assert!(!done.complete && done.report.files == 7, "{:?}", done.report);
     assert!(!world.to().exists() && !world.dir.join("moved").exists());
 
     assert!(world.run(None, false).await.unwrap().complete);

@@ -167,6 +167,12 @@ impl Cluster {
         if !dry_run && !self.complete {
             return Err(fault(ErrorKind::Internal, "the restore is not complete"));
         }
+        if self.complete {
+            eprintln!(
+                "note: archive_mode is off in the restored cluster (postgresql.auto.conf), so that it does not write into \
+                 the archive of the one it came from; ALTER SYSTEM RESET archive_mode and a restart bring it back"
+            );
+        }
         match self.damaged_count {
             0 => Ok(()),
             count => Err(fault(
