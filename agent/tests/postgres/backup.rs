@@ -30,6 +30,7 @@ pub struct Backups {
     pub grown: Mutex<Vec<usize>>,
     pub allow: Vec<PathBuf>,
     pub connection: String,
+    pub password_file: Option<PathBuf>,
     stats: Mutex<Arc<Stats>>,
 }
 
@@ -41,6 +42,7 @@ impl Backups {
             grown: Mutex::default(),
             allow: vec!["/".into()],
             connection: format!("host={} user=postgres", server.dir().display()),
+            password_file: None,
             stats: Mutex::default(),
         }
     }
@@ -48,7 +50,7 @@ impl Backups {
     pub fn order(&self) -> Order {
         let config = ClusterConfig {
             connection: self.connection.clone(),
-            password_file: None,
+            password_file: self.password_file.clone(),
         };
         let stats = Arc::new(Stats::default());
         *self.stats.lock().unwrap() = Arc::clone(&stats);

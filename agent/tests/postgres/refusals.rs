@@ -119,3 +119,31 @@ fn a_role_without_rights_is_told_what_to_be_granted() {
     server.sql(&text[text.find("ALTER ROLE").unwrap()..]);
     backups.take();
 }
+
+#[test]
+fn a_role_with_a_password_and_no_more_rights_than_needed_is_enough() {
+    let server = Server::new();
+    server.sql(
+        "CREATE ROLE holdfast LOGIN REPLICATION PASSWORD 'correct horse';
+         GRANT pg_read_all_settings TO holdfast;
+         GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO holdfast;",
+    );
+    server.stop("fast");
+    let rules = server.data().join("pg_hba.conf");
+    fs::write(
+        &rules,
+        "local all holdfast scram-sha-256\nlocal all postgres trust\n",
+    )
+    .unwrap();
+    server.start();
+    let password = tempfile::NamedTempFile::new().unwrap();
+    let mut backups = Backups::of(&server);
+    backups.connection = format!("host={} user=holdfast", server.dir().display());
+    backups.password_file = Some(password.path().to_owned());
+    fs::write(password.path(), "wrong horse\n").unwrap();
+    let error = refusal(&backups);
+    assert_says(&error, ErrorKind::Denied, &["password authentication failed"]);
+    assert!(!error.to_string().contains("horse"), "{error}");
+    fs::write(password.path(), "correct horse\n").unwrap();
+    backups.take();
+}
