@@ -21,14 +21,15 @@ fn gc_frees_what_deleted_snapshots_held_alone_and_nothing_else() {
     let mut rng = Rng::new(seed);
     let mut scenario = Scenario::start(Options::default(), seed, 150);
     for number in 0..seed::count(4, 12) {
-        // Shared, changed and unique content in every snapshot.
-        let mut bytes = vec![0; 3 << 20];
-        rng.fill(&mut bytes);
-        fs::write(scenario.root().join(format!("unique-{number}")), bytes).unwrap();
+        // Shared, changed and unique content in every snapshot. No edit sees a unique file, which it could remove or rename.
         if number > 0 {
             fs::remove_file(scenario.root().join(format!("unique-{}", number - 1))).unwrap();
         }
         scenario.change();
+        let mut bytes = vec![0; 3 << 20];
+        rng.fill(&mut bytes);
+        fs::write(scenario.root().join(format!("unique-{number}")), bytes).unwrap();
+        scenario.look();
         scenario.backup();
     }
     let store = scenario.cluster.store_dir();
