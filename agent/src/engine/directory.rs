@@ -140,7 +140,9 @@ impl Directory {
         let dir = match dir {
             Ok(dir) => Some(dir),
             Err(error) => {
-                if error == rustix::io::Errno::NOENT {
+                // A root that is gone is no empty directory: the run is not complete then.
+                let is_root = directory.path.as_os_str().is_empty();
+                if error == rustix::io::Errno::NOENT && !is_root {
                     add(&shared.stats.files_vanished, 1);
                 } else {
                     directory.report(shared, &directory.path, &error.to_string());
