@@ -41,6 +41,13 @@ pub(super) fn run(
     let map = map::moved(backup.map.as_deref(), &tablespaces)?;
     let looked = look::look(request, &tablespaces)?;
     let plan = plan::plan(&backup.manifest, request, tablespaces, &looked)?;
+    if plan.begin == Begin::Replace && snapshot.root().clear.partial && backup.manifest.damaged_count == 0 {
+        return Err(PostgresError::bad(
+            "files of the cluster could not be read when it was made, and in place they would be removed: restore it to \
+             an empty directory",
+        )
+        .into());
+    }
     let mut work = Work {
         snapshot,
         backup,
