@@ -19,6 +19,7 @@
     )
 )]
 
+mod archive_contents;
 mod backup_label;
 mod command;
 mod control_file;
@@ -39,7 +40,9 @@ mod unlogged;
 mod version;
 mod wal;
 mod wal_file;
+mod wal_plan;
 
+pub use archive_contents::{TimelineContents, contents};
 pub use backup_label::{BackupLabel, BackupMethod, IncrementalFrom};
 pub use command::{archive_command, command_word, restore_command};
 pub use control_file::{
@@ -64,3 +67,4 @@ pub use unlogged::UnloggedRelations;
 pub use version::PgVersion;
 pub use wal::{Cluster, WAL_HEADER_LEN, WalHeader};
 pub use wal_file::WalFile;
+pub use wal_plan::{Archive, BackupRange, WalPlan, plan_wal};

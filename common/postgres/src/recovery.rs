@@ -100,6 +100,8 @@ impl RecoveryMode {
 pub struct Recovery {
     /// What becomes of the server.
     pub mode: RecoveryMode,
+    /// How a standby reaches its primary (`primary_conninfo`); without it, it gets WAL by the command alone.
+    pub primary: Option<String>,
     /// How it gets WAL; see [`crate::restore_command`].
     pub restore_command: String,
     /// Where it ends.
@@ -117,8 +119,7 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// The settings that say it, without those of the standby's connection: exactly one target, or none for the
-    /// latest.
+    /// The settings that say it: exactly one target, or none for the latest.
     ///
     /// # Errors
     /// `Refused` for what contradicts itself, `NotOne` for a target that no server takes.
@@ -129,6 +130,9 @@ impl Recovery {
         if !self.restore_command.trim().is_empty() {
             settings.push(("restore_command", self.restore_command.clone()));
         }
+        if let Some(primary) = &self.primary {
+            settings.push(("primary_conninfo", primary.clone()));
+        }
         settings.push(("recovery_target_timeline", self.timeline.to_string()));
         settings.extend(target_setting(&self.target)?);
         if self.target != RecoveryTarget::Latest {
@@ -138,8 +142,8 @@ impl Recovery {
             let inclusive = if self.inclusive { "on" } else { "off" };
             settings.push(("recovery_target_inclusive", inclusive.to_owned()));
         }
-        if self.action == TargetAction::Pause {
-            // Without it servers shut down where they should pause.
+        if self.action == TargetAction::Pause || self.mode == RecoveryMode::Standby {
+            // Without it servers shut down where they should pause, and a standby answers nobody.
             settings.push(("hot_standby", "on".to_owned()));
         }
         if !self.keeps_archiving {
@@ -192,6 +196,9 @@ impl Recovery {
                 "an empty restore_command",
                 "a server that is no standby does not recover without one",
             );
+        }
+        if self.mode == RecoveryMode::Primary && self.primary.is_some() {
+            return refused("a primary to follow", "only a standby follows one");
         }
         if !self.inclusive && !self.can_be_exclusive() {
             return refused(
@@ -280,6 +287,7 @@ mod tests {
     fn to(target: RecoveryTarget) -> Recovery {
         Recovery {
             mode: RecoveryMode::Primary,
+            primary: None,
             restore_command: "get %f %p".to_owned(),
             timeline: match target {
                 RecoveryTarget::Immediate => TargetTimeline::Current,
@@ -311,6 +319,20 @@ mod tests {
         let mut file = SettingsFile::parse(before.as_bytes()).unwrap();
         recovery.write_to(&mut file).unwrap();
         String::from_utf8(file.render().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_standby_follows_its_primary_and_answers() {
+        let mut recovery = to(RecoveryTarget::Latest);
+        recovery.primary = Some("host=db1 user=copy".to_owned());
+        assert!(recovery.settings().is_err());
+        recovery.mode = RecoveryMode::Standby;
+        let text = written(&recovery, "primary_conninfo = 'host=old'\nhot_standby = off\n");
+        assert!(text.contains("primary_conninfo = 'host=db1 user=copy'"), "{text}");
+        assert!(
+            text.contains("hot_standby = 'on'") && !text.contains("old"),
+            "{text}"
+        );
     }
 
     #[test]

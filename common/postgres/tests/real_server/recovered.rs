@@ -126,6 +126,7 @@ fn a_backup_by_these_rules_recovers_to_its_target() {
     .unwrap();
     let recovery = Recovery {
         mode: RecoveryMode::Primary,
+        primary: None,
         restore_command: pull.clone(),
         target: RecoveryTarget::Name("it's here".to_owned()),
         inclusive: true,
