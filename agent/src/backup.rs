@@ -11,8 +11,8 @@ use crate::{
 use holdfast_core::{ChunkId, ErrorKind, SnapshotId, SourceRef, limits};
 use holdfast_net::{Fault, client::Connection};
 use holdfast_proto::v1::{
-    CloseSessionRequest, CommitRequest, FilesSpec, OpenSessionRequest, OpenSessionResponse, PostgresSpec,
-    RenewLeaseRequest, RunStats,
+    CheckFinding, CheckWork, CloseSessionRequest, CommitRequest, FilesSpec, JobResult, OpenSessionRequest,
+    OpenSessionResponse, PostgresSpec, RenewLeaseRequest, RunStats,
 };
 use holdfast_repo::{Links, Root, RootClear, RootSealed};
 use std::{
@@ -77,6 +77,28 @@ pub async fn run(context: &JobContext, source: &SourceRef, work: Work) -> Result
         run.close(&error.to_string()).await;
     }
     done
+}
+
+/// Looks whether a source can be backed up as it should be.
+///
+/// # Errors
+/// When that cannot be found out, or no backup could be taken at all.
+pub async fn check(context: &JobContext, source: &SourceRef, work: &CheckWork) -> Result<JobResult> {
+    let spec = work.postgres.as_ref().ok_or_else(|| {
+        AgentError::Invalid("this agent does not know how to check that kind of source; update it".into())
+    })?;
+    let order = order(context, source, spec)?;
+    let socket = context.config.socket.as_deref();
+    let facts = postgres::ask(&order, source.source.as_str(), socket).await?;
+    let findings = postgres::findings(&facts).into_iter().map(|finding| {
+        let postgres::Finding { what, why, fix } = finding;
+        CheckFinding { what, why, fix }
+    });
+    Ok(JobResult {
+        state: "succeeded".into(),
+        findings: findings.collect(),
+        ..JobResult::default()
+    })
 }
 
 async fn files(context: &JobContext, spec: FilesSpec) -> Result<Source> {
@@ -341,6 +363,7 @@ impl Run<'_> {
             started_at: self.opened.now,
             finished_at: self.opened.now.saturating_add(elapsed),
             partial,
+            is_journal: false,
             signer: [0; 32],
             epoch: 0,
             links: Links::default(),

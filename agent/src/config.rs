@@ -41,6 +41,8 @@ pub struct Config {
     /// PostgreSQL clusters that may be backed up, by name; none unless named.
     #[serde(default)]
     pub postgres: BTreeMap<Name, ClusterConfig>,
+    /// Where servers on this host push and fetch their WAL; nowhere unless named.
+    pub socket: Option<PathBuf>,
     /// Logs, traces, metrics.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -108,7 +110,8 @@ impl Config {
             .allow
             .iter()
             .chain(&self.restore_targets)
-            .chain([&self.state_dir]);
+            .chain([&self.state_dir])
+            .chain(&self.socket);
         if let Some(relative) = dirs.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("{} is not an absolute path", relative.display()));
         }

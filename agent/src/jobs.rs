@@ -431,6 +431,10 @@ async fn execute(context: &JobContext, offer: &JobOffer, turn: Arc<tokio::sync::
             (Err(error), _) | (_, Err(error)) => Err(error),
         },
         Some(job_offer::Work::Restore(spec)) => restore_job::run(context, spec).await,
+        Some(job_offer::Work::Check(work)) => match source_of(offer) {
+            Ok(source) => backup::check(context, &source, work).await,
+            Err(error) => Err(error),
+        },
         None => Err(AgentError::Invalid(
             "this agent does not know that kind of job; update it".into(),
         )),

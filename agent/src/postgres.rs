@@ -5,6 +5,7 @@
 //! things. What is known of PostgreSQL's formats is in `holdfast_postgres`; here is what asks servers and reads files.
 
 mod backup_mode;
+mod check;
 mod cluster_config;
 mod control_file;
 mod manifest;
@@ -17,6 +18,7 @@ mod staging;
 mod take;
 mod wal;
 
+pub use check::{Facts, Finding, ask, findings};
 pub use cluster_config::{ClusterConfig, cluster};
 pub use manifest::{Manifest, ManifestTablespace};
 pub use pages::{Checked, DamagedPage, PageWatch};

@@ -15,6 +15,7 @@ pub mod query;
 pub mod store;
 
 pub use command::{
-    Actor, Command, NewSnapshot, PackOutcome, PackRegistration, Proposal, Refusal, Reply, RewrittenPack,
+    Actor, Command, NewFile, NewPage, NewSnapshot, PackOutcome, PackRegistration, Proposal, Refusal, Reply,
+    RewrittenPack,
 };
 pub use query::{CatalogView, Page, Queries};

@@ -10,11 +10,13 @@ mod commit;
 mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod journal;
 pub mod links;
 pub mod read;
+mod roots;
 mod wire;
 
-pub(crate) use commit::root_object;
+pub(crate) use roots::{page_object, root_object};
 
 use crate::{
     catalog::{Actor, Command, Queries, Reply},
@@ -127,7 +129,7 @@ impl Data {
         };
         self.parts.leases.grant(session.id);
         let parent_root = match &parent {
-            Some(parent) => match commit::root_object(&*self.parts.store, parent).await {
+            Some(parent) => match root_object(&*self.parts.store, parent).await {
                 Ok(root) => root,
                 // The agent then reads everything anew, which is also how such damage heals.
                 Err(error) => {
@@ -238,6 +240,9 @@ impl Data {
         request: pb::GetRootRequest,
     ) -> Result<pb::GetRootResponse> {
         let id: SnapshotId = wire::id(&request.snapshot)?;
+        if let Some(root) = self.page_root(reader, id).await? {
+            return Ok(pb::GetRootResponse { root, snapshot: None });
+        }
         let view = self.parts.catalog.read().await?;
         let unknown = || Error::refused(ErrorKind::NotFound, format!("there is no snapshot {id}"));
         let snapshot = view.snapshot(id)?.ok_or_else(unknown)?;
@@ -245,7 +250,7 @@ impl Data {
         if !reader.may_read(&view, snapshot.vault)? {
             return Err(unknown());
         }
-        let root = commit::root_object(&*self.parts.store, &snapshot).await?;
+        let root = root_object(&*self.parts.store, &snapshot).await?;
         Ok(pb::GetRootResponse {
             root,
             snapshot: Some(wire::snapshot(snapshot)),
@@ -388,6 +393,39 @@ impl DataService for Data {
     ) -> Result<Response<pb::GetRootResponse>, Status> {
         let reader = access::reader(&request)?;
         answer(self.root(&reader, request.into_inner()).await)
+    }
+
+    async fn open_journal(
+        &self,
+        request: Request<pb::OpenJournalRequest>,
+    ) -> Result<Response<pb::OpenJournalResponse>, Status> {
+        let peer = access::agent(&request)?;
+        answer(self.open_a_journal(&peer, request.into_inner()).await)
+    }
+
+    async fn append_journal(
+        &self,
+        request: Request<pb::AppendJournalRequest>,
+    ) -> Result<Response<pb::AppendJournalResponse>, Status> {
+        let peer = access::agent(&request)?;
+        // In a task of its own, so that what the catalog decides is also what happens to the root object.
+        let this = self.clone();
+        let task = tokio::spawn(
+            async move { this.append_to_journal(&peer, request.into_inner()).await }.in_current_span(),
+        );
+        answer(
+            task.await
+                .map_err(|_| Error::Internal("an append ended abnormally".into()))
+                .flatten(),
+        )
+    }
+
+    async fn find_journal(
+        &self,
+        request: Request<pb::FindJournalRequest>,
+    ) -> Result<Response<pb::FindJournalResponse>, Status> {
+        let reader = access::reader(&request)?;
+        answer(self.find_in_journal(&reader, request.into_inner()).await)
     }
 }
 

@@ -33,6 +33,9 @@ pub struct ClusterConfig {
     pub connection: String,
     /// A file that holds the role's password, and nothing else but a line end.
     pub password_file: Option<PathBuf>,
+    /// Whom the server runs as, by name or number: the only one besides root who may push and fetch its WAL. `postgres`
+    /// unless named.
+    pub user: Option<String>,
 }
 
 impl ClusterConfig {
@@ -139,7 +142,7 @@ mod tests {
         let connection = connection.into();
         ClusterConfig {
             connection,
-            password_file: None,
+            ..ClusterConfig::default()
         }
         .settings()
     }

@@ -130,6 +130,7 @@ async fn begin(order: &Order) -> Result<Begun> {
     // Now, since the start may wait for a checkpoint for long; again then.
     selection::check_tablespaces(&Server::tablespaces(&session).await?, order)?;
     let staging = Staging::create(&order.state_dir, &order.run)?;
+    tracing::debug!(target: "holdfast::phase", phase = "backup-start");
     backup_mode::reserve_wal(&session, &slot_name(&order.run)).await?;
     let start = backup_mode::start(&session, server.version, &order.label, order.fast_checkpoint).await?;
     let (_, control) = control_file::read(&places).await?;
@@ -155,6 +156,7 @@ async fn end(order: &Order, begun: &Begun, outcome: &mut Outcome) -> Result<BTre
     // pg_control is the last of all files, as with the server's own tools.
     let (control_bytes, control_at_end) = control_file::read(&begun.places).await?;
     check_control(&begun.server, &control_at_end, begun.start)?;
+    tracing::debug!(target: "holdfast::phase", phase = "backup-stop");
     let stopped = backup_mode::stop(&begun.session, begun.server.version).await?;
     check_words(&stopped, begun)?;
     for page in begun.watch.end(stopped.stop) {

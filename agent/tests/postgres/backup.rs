@@ -51,6 +51,7 @@ impl Backups {
         let config = ClusterConfig {
             connection: self.connection.clone(),
             password_file: self.password_file.clone(),
+            user: None,
         };
         let stats = Arc::new(Stats::default());
         *self.stats.lock().unwrap() = Arc::clone(&stats);

@@ -114,6 +114,13 @@ pub const ORPHAN_PACKS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Join tokens live at most this long.
 pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Most files of one page of a journal: a page's root object and its records stay far below their bounds.
+pub const JOURNAL_PAGE_FILES: usize = 64;
+/// Longest name of a file in a journal; those of PostgreSQL have up to 41 characters.
+pub const JOURNAL_NAME_MAX: usize = 64;
+/// Most names in one question to a journal.
+pub const JOURNAL_NAMES_ASKED: usize = 64;
+
 // --- Agent ------------------------------------------------------------------
 
 /// Raw chunk bytes that wait for a worker, all together.

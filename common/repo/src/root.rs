@@ -35,6 +35,9 @@ const TREES_MAX: usize = 1024;
 const OWNERS_MAX: usize = 2048;
 /// Bits of the clear flags.
 const FLAG_PARTIAL: u16 = 1;
+const FLAG_JOURNAL: u16 = 2;
+/// Flags that this version understands.
+const FLAGS_KNOWN: u16 = FLAG_PARTIAL | FLAG_JOURNAL;
 
 /// An Ed25519 key that signs roots. Debug output hides it.
 pub struct SigningKey {
@@ -109,6 +112,9 @@ pub struct RootClear {
     pub finished_at: UnixMillis,
     /// Some of the source could not be read.
     pub partial: bool,
+    /// A page of the source's journal, not a snapshot: its trees are the files of that page. Pages have numbers and a
+    /// chain of their own.
+    pub is_journal: bool,
     /// Ed25519 public key of the agent that signed it.
     pub signer: [u8; 32],
     /// The epoch key that seals the private part.
@@ -270,7 +276,7 @@ impl RootClear {
             });
         }
         let flags = reader.u16()?;
-        if flags & !FLAG_PARTIAL != 0 {
+        if flags & !FLAGS_KNOWN != 0 {
             return Err(reader.bad("an unknown flag is set"));
         }
         let vault = VaultId(reader.array()?);
@@ -310,6 +316,7 @@ impl RootClear {
             started_at,
             finished_at,
             partial: flags & FLAG_PARTIAL != 0,
+            is_journal: flags & FLAG_JOURNAL != 0,
             signer,
             epoch,
             links,
@@ -322,7 +329,8 @@ impl RootClear {
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&0_u16.to_le_bytes());
-        out.extend_from_slice(&(u16::from(self.partial) * FLAG_PARTIAL).to_le_bytes());
+        let flags = (u16::from(self.partial) * FLAG_PARTIAL) | (u16::from(self.is_journal) * FLAG_JOURNAL);
+        out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(self.vault.as_bytes());
         out.extend_from_slice(self.snapshot.as_bytes());
         put_bytes(&mut out, self.source.agent.as_str().as_bytes());
@@ -450,6 +458,7 @@ mod tests {
             started_at: 1,
             finished_at: 2,
             partial: false,
+            is_journal: false,
             signer: [0; 32],
             epoch: 0,
             links: Links::default(),

@@ -49,6 +49,11 @@ impl ChunkReader {
         })
     }
 
+    /// Waits on a thread that may wait, never on one of the runtime.
+    pub(crate) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// Runs blocking work on a thread that may wait and compute.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,

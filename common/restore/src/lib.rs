@@ -20,6 +20,7 @@ mod chunks;
 mod content;
 mod error;
 mod file_segments;
+mod journal;
 mod path;
 pub mod pattern;
 mod place;
@@ -40,6 +41,7 @@ mod wanted;
 
 pub use chunks::{BlobOpener, ChunkReader};
 pub use error::RestoreError;
+pub use journal::{Journal, JournalFile, JournalRoots};
 pub use path::{join_path, names, shown};
 pub use place::{Layout, OnRemoval, RestoreOptions, restore};
 pub use progress::Progress;

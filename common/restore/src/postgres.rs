@@ -20,6 +20,8 @@ mod manifest;
 mod map;
 mod marker;
 mod plan;
+mod recovery;
+mod server;
 mod site;
 
 pub use apply::PostgresReport;
@@ -27,6 +29,13 @@ pub use backup::Backup;
 pub use error::PostgresError;
 pub use manifest::{DamagedBlock, Manifest, Tablespace};
 pub use plan::{Begin, Plan, TablespaceTarget};
+pub use recovery::{NO_ARCHIVE, RecoverTo, Way};
+pub use server::{ServerState, Start, Started, start};
+
+pub use holdfast_postgres::{
+    Lsn, Recovery, RecoveryMode, RecoveryTarget, TargetAction, TargetTimeline, TimelineContents, TimelineId,
+    contents,
+};
 
 use crate::{RestoreOptions, Result, Snapshot, verify::CancelOnDrop};
 use std::{ffi::OsString, path::PathBuf, sync::Arc};
@@ -49,6 +58,8 @@ pub struct Request {
     pub tablespaces: Vec<OsString>,
     /// The data directory may hold an unfinished restore, or an older state, of the same cluster.
     pub in_place: bool,
+    /// Where the server recovers to; none: the end of the backup, without telling the server anything.
+    pub recover_to: Option<RecoverTo>,
 }
 
 /// Makes a data directory of a snapshot. Of `options`, what says where and what is not used: the whole cluster goes

@@ -3,7 +3,8 @@
 //! The store is not trusted: keys count only with the signature of an admin whom the kit names, roots
 //! only with the MAC of their vault, blobs only by their ids. What fails is refused and reported.
 
-use crate::{RestoreError, Result, Snapshot, StoreSource};
+use crate::{ChunkReader, Journal, JournalFile, JournalRoots, RestoreError, Result, Snapshot, StoreSource};
+use async_trait::async_trait;
 use holdfast_core::{
     ErrorKind, HasKind, SnapshotId, SourceRef, UnixMillis, VaultId,
     limits::{KEY_OBJECT_MAX, LIST_PAGE, ROOT_MAX},
@@ -62,6 +63,8 @@ pub struct Recovery {
     store: Arc<dyn Store>,
     keys: HashMap<VaultId, (u32, Arc<VaultKeys>)>,
     roots: BTreeMap<SnapshotId, Root>,
+    /// Pages of journals.
+    pages: BTreeMap<SnapshotId, Root>,
     refused: Vec<Refused>,
 }
 
@@ -75,6 +78,7 @@ impl Recovery {
             store,
             keys: HashMap::new(),
             roots: BTreeMap::new(),
+            pages: BTreeMap::new(),
             refused: Vec::new(),
         };
         for listed in this.list(Area::Keys).await? {
@@ -136,6 +140,36 @@ impl Recovery {
         Ok(Snapshot::new(root.clone(), Arc::new(source), Arc::clone(keys)))
     }
 
+    /// What the store holds of a source's journal, for restores of a snapshot that `reader` reads. Of a name that came twice the
+    /// first content counts, as in the catalog.
+    #[must_use]
+    pub fn journal(&self, source: &SourceRef, reader: ChunkReader) -> Journal {
+        let mut pages: Vec<&Root> = self
+            .pages
+            .values()
+            .filter(|page| page.clear.source == *source)
+            .collect();
+        pages.sort_by_key(|page| page.clear.sequence);
+        let mut files = BTreeMap::new();
+        for page in &pages {
+            for tree in &page.sealed.trees {
+                let name = tree
+                    .path
+                    .strip_prefix(b"/")
+                    .and_then(|name| std::str::from_utf8(name).ok());
+                if let Some(name) = name {
+                    files.entry(name.to_owned()).or_insert(JournalFile {
+                        len: tree.entry.size(),
+                        page: page.clear.snapshot,
+                        kept_at: page.clear.finished_at,
+                    });
+                }
+            }
+        }
+        let roots = pages.into_iter().map(|page| (page.clear.snapshot, page.clone()));
+        Journal::new(source.clone(), files, Arc::new(Stored(roots.collect())), reader)
+    }
+
     async fn list(&self, area: Area) -> Result<Vec<Listed>> {
         let mut all: Vec<Listed> = Vec::new();
         loop {
@@ -183,7 +217,11 @@ impl Recovery {
         if root.clear.snapshot != snapshot {
             return Err(RestoreError::Invalid("it is the root of another snapshot"));
         }
-        self.roots.insert(snapshot, root);
+        if root.clear.is_journal {
+            self.pages.insert(snapshot, root);
+        } else {
+            self.roots.insert(snapshot, root);
+        }
         Ok(())
     }
 
@@ -201,6 +239,19 @@ impl Recovery {
                 reason: error.to_string(),
             });
         }
+    }
+}
+
+/// Pages that were read already.
+struct Stored(BTreeMap<SnapshotId, Root>);
+
+#[async_trait]
+impl JournalRoots for Stored {
+    async fn root(&self, page: SnapshotId) -> Result<Root> {
+        self.0
+            .get(&page)
+            .cloned()
+            .ok_or(RestoreError::NoSuchSnapshot(page))
     }
 }
 

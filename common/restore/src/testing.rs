@@ -309,6 +309,7 @@ impl Repo {
             started_at: 1,
             finished_at: 2,
             partial: false,
+            is_journal: false,
             signer: [0; 32],
             epoch: 0,
             links: Default::default(),

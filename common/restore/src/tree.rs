@@ -62,6 +62,14 @@ impl Snapshot {
         Ok(Self::new(open_root(root, &keys)?, source, keys))
     }
 
+    /// A root whose chunks that reader reads.
+    pub(crate) fn of_reader(root: Root, reader: ChunkReader) -> Self {
+        Self {
+            root: Arc::new(root),
+            reader,
+        }
+    }
+
     /// The same source under another root.
     #[cfg(test)]
     pub(crate) fn with_root(self, root: Root) -> Self {
@@ -172,6 +180,25 @@ impl Snapshot {
                 Ok(*size)
             })
             .await
+    }
+
+    /// The same on a thread that may wait.
+    pub(crate) fn write_file(
+        &self,
+        opener: &mut BlobOpener,
+        path: &[u8],
+        out: &mut dyn Write,
+    ) -> Result<u64> {
+        let found = self.lookup_blocking(opener, path)?;
+        let EntryKind::File { size, content, .. } = &found.entry.kind else {
+            return Err(RestoreError::WrongKind {
+                path: found.path,
+                wanted: "a regular file",
+            });
+        };
+        write_content(opener, content, *size, &found.path, out)?;
+        out.flush().map_err(|source| writing(&found.path, source))?;
+        Ok(*size)
     }
 
     /// All entries at and below a path (empty: all trees), directories before what is in them,

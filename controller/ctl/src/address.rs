@@ -37,7 +37,11 @@ impl std::str::FromStr for Address {
     }
 }
 
-fn parse_at(text: &str) -> Result<At> {
+/// Reads what stands behind the `@`.
+///
+/// # Errors
+/// `Invalid`, also for a time without a zone.
+pub fn parse_at(text: &str) -> Result<At> {
     if text == "latest" {
         return Ok(At::Latest);
     }

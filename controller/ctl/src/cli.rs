@@ -4,6 +4,7 @@ use crate::{error::Result, output::Format};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holdfast_core::{Name, SourceRef};
 use holdfast_net::Role;
+use holdfast_restore::postgres::TimelineId;
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// Operates a Holdfast cluster.
@@ -70,6 +71,14 @@ pub(crate) enum Command {
         /// Read every byte, decrypt and compare.
         #[arg(long)]
         read_data: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Have a source's agent look whether it can be backed up as it should be; exits with 4 on findings, each with the line that
+    /// mends it.
+    Check {
+        /// Source, for example db1/main.
+        source: SourceRef,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -194,13 +203,15 @@ pub(crate) enum Kind {
     Members,
     #[value(alias = "vault")]
     Vaults,
+    /// Files of a source's journal, or what they make up and what is missing; needs the source's name.
+    Journal,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// What to list.
     pub(crate) kind: Kind,
-    /// Only this one; for snapshots also a source.
+    /// Only this one; for snapshots also a source, for the journal its source.
     pub(crate) name: Option<String>,
     /// Form of the output.
     #[arg(short, long, default_value = "table")]
@@ -265,8 +276,10 @@ pub(crate) struct RestoreArgs {
     /// are asked for.
     #[arg(long, default_value = "auto")]
     pub(crate) layout: RestoreLayout,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
     /// On this agent's host instead of this machine.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "target")]
     pub(crate) agent: Option<Name>,
     /// The directory may hold something already: only what differs is fetched and written. Completes a restore that
     /// was interrupted.
@@ -281,6 +294,103 @@ pub(crate) struct RestoreArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Of a PostgreSQL backup with archived WAL: where the server recovers to when it starts. Without a target as far as there is
+/// WAL; of SOURCE@SNAPSHOT the end of that backup.
+#[derive(Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// To a time, with its zone: everything that was committed by then.
+    #[arg(long, value_name = "TIME", group = "target", help_heading = "PostgreSQL")]
+    pub(crate) at: Option<String>,
+    /// To the end of that transaction.
+    #[arg(long, value_name = "XID", group = "target", help_heading = "PostgreSQL")]
+    pub(crate) xid: Option<u64>,
+    /// To that position in the WAL.
+    #[arg(long, value_name = "X/X", group = "target", help_heading = "PostgreSQL")]
+    pub(crate) lsn: Option<String>,
+    /// To a named restore point (pg_create_restore_point).
+    #[arg(long, value_name = "NAME", group = "target", help_heading = "PostgreSQL")]
+    pub(crate) name: Option<String>,
+    /// To the end of the backup.
+    #[arg(long, group = "target", help_heading = "PostgreSQL")]
+    pub(crate) immediate: bool,
+    /// As far as there is WAL.
+    #[arg(long, group = "target", help_heading = "PostgreSQL")]
+    pub(crate) latest: bool,
+    /// Leave out what is exactly at the time, transaction or position.
+    #[arg(long, requires = "target", help_heading = "PostgreSQL")]
+    pub(crate) exclusive: bool,
+    /// What the server does at the target.
+    #[arg(long, default_value = "promote", help_heading = "PostgreSQL")]
+    pub(crate) action: Action,
+    /// Along which timeline: latest, current (the backup's), or its number.
+    #[arg(long, value_parser = timeline, help_heading = "PostgreSQL")]
+    pub(crate) timeline: Option<Timeline>,
+    /// As a standby: it goes on replaying what its primary sends, or what --restore-command brings.
+    #[arg(long, group = "target", help_heading = "PostgreSQL")]
+    pub(crate) standby: bool,
+    /// With --standby: how it reaches its primary (primary_conninfo); keep passwords in a passfile.
+    #[arg(
+        long,
+        value_name = "CONNINFO",
+        requires = "standby",
+        help_heading = "PostgreSQL"
+    )]
+    pub(crate) primary: Option<String>,
+    /// With --standby: what fetches archived WAL, as in "/usr/bin/holdfast-agent wal fetch --standby --source db1/main %f
+    /// %p".
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        requires = "standby",
+        help_heading = "PostgreSQL"
+    )]
+    pub(crate) restore_command: Option<String>,
+    /// Start the server when all is in place, and follow it until it has recovered.
+    #[arg(long, help_heading = "PostgreSQL")]
+    pub(crate) start: bool,
+    /// With --start: options for the server, as in "-c port=5433".
+    #[arg(
+        long,
+        value_name = "OPTIONS",
+        requires = "start",
+        allow_hyphen_values = true,
+        help_heading = "PostgreSQL"
+    )]
+    pub(crate) server_options: Option<String>,
+}
+
+/// What a server does at its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Action {
+    /// Take writes, on a new timeline.
+    Promote,
+    /// Wait and answer queries.
+    Pause,
+    /// Stop.
+    Shutdown,
+}
+
+/// Which timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timeline {
+    Latest,
+    Current,
+    Is(TimelineId),
+}
+
+fn timeline(text: &str) -> Result<Timeline, String> {
+    match text {
+        "latest" => Ok(Timeline::Latest),
+        "current" => Ok(Timeline::Current),
+        number => number
+            .parse()
+            .ok()
+            .and_then(TimelineId::new)
+            .map(Timeline::Is)
+            .ok_or_else(|| format!("{text:?} is neither latest, current nor a timeline's number")),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -355,6 +465,8 @@ pub(crate) struct RecoverArgs {
     /// The directory may hold something already.
     #[arg(long)]
     pub(crate) in_place: bool,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -5,6 +5,7 @@ mod apply;
 mod audit;
 mod backup;
 mod browse;
+mod check;
 mod compare;
 mod data;
 mod doctor;
@@ -97,6 +98,9 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
                 output.output,
             )
             .await
+        }
+        Command::Check { source, output } => {
+            check::run(&connect(config_dir).await?, &source, output.output).await
         }
         Command::Snapshot(SnapshotCommand::Delete { snapshot }) => {
             snapshot::delete(&connect(config_dir).await?, &snapshot).await

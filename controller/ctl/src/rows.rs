@@ -3,13 +3,15 @@
 mod agent;
 mod cluster;
 mod job;
+mod journal;
 mod limits;
 mod snapshot;
 mod source;
 
 pub(crate) use agent::AgentRow;
 pub(crate) use cluster::{AuditRow, MemberRow, VaultRow};
-pub(crate) use job::JobRow;
+pub(crate) use job::{Finding, JobRow};
+pub(crate) use journal::{JournalFileRow, TimelineRow};
 pub(crate) use snapshot::{SnapshotRow, Stats};
 pub(crate) use source::SourceRow;
 

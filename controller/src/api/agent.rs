@@ -368,6 +368,7 @@ impl Agents {
             snapshot,
             stats,
             limits,
+            findings,
         } = result;
         let outcome = JobOutcome {
             state: JobState::from_wire(&state)
@@ -378,6 +379,7 @@ impl Agents {
             snapshot: SnapshotId::try_from(&snapshot[..]).ok(),
             stats: super::wire::run_stats(stats),
             limits: limits_in_force(limits),
+            findings: findings.into_iter().map(super::wire::check_finding).collect(),
         };
         let command = Command::FinishJob {
             job,

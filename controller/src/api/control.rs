@@ -326,10 +326,12 @@ control_service! {
     list_sources: ListRequest -> ListSourcesResponse;
     list_snapshots: ListSnapshotsRequest -> ListSnapshotsResponse;
     list_jobs: ListRequest -> ListJobsResponse;
+    list_journal: ListJournalRequest -> ListJournalResponse;
     list_audit: ListRequest -> ListAuditResponse;
     list_members: ListRequest -> ListMembersResponse;
     run_backup: RunBackupRequest -> RunBackupResponse;
     run_restore: RunRestoreRequest -> RunRestoreResponse;
+    run_check: RunCheckRequest -> RunCheckResponse;
     cancel_job: CancelJobRequest -> CancelJobResponse;
     delete_snapshot: DeleteSnapshotRequest -> DeleteSnapshotResponse;
     undelete_snapshot: UndeleteSnapshotRequest -> UndeleteSnapshotResponse;

@@ -2,15 +2,18 @@
 
 use crate::{
     catalog::model::{
-        Agent, Audit, FilesSpec, Job, JobOutcome, JobWork, LimitsInForce, PostgresSpec, Problem, RestoreSpec,
-        RunStats, Snapshot, SnapshotState, Source,
+        Agent, Audit, CheckFinding, FilesSpec, Job, JobOutcome, JobWork, LimitsInForce, PostgresSpec,
+        Problem, RestoreSpec, RunStats, Snapshot, SnapshotState, Source,
     },
+    data::journal::journal_to_wire,
     error::{Error, Result},
 };
 use holdfast_core::{ErrorKind, HostLimits, IdError, NameError, SourceRef, limits};
 use holdfast_net::host_limits;
 use holdfast_proto::v1;
 
+/// Longest text of a finding, in characters: a command with long paths.
+const FINDING_TEXT_MAX: usize = 600;
 /// Longest text that an agent may say of limits, in characters.
 const LIMIT_TEXT_MAX: usize = 200;
 
@@ -310,13 +313,18 @@ pub fn wire_limits_in_force(limits: &LimitsInForce) -> v1::LimitsInForce {
 pub fn wire_job(job: &Job, progress: Option<&v1::JobProgress>) -> v1::Job {
     let restores = match &job.work {
         JobWork::Restore(spec) => Some(spec.snapshot),
-        JobWork::Backup => None,
+        JobWork::Backup | JobWork::Check => None,
+    };
+    let kind = match &job.work {
+        JobWork::Backup => "backup",
+        JobWork::Restore(_) => "restore",
+        JobWork::Check => "check",
     };
     let outcome = job.outcome.as_ref();
     let snapshot = outcome.and_then(|outcome| outcome.snapshot).or(restores);
     v1::Job {
         id: job.id.as_bytes().to_vec().into(),
-        kind: if restores.is_some() { "restore" } else { "backup" }.into(),
+        kind: kind.into(),
         source: Some(wire_ref(&job.source)),
         agent: job.agent.to_string(),
         state: job.state.as_str().into(),
@@ -337,6 +345,26 @@ pub fn wire_job(job: &Job, progress: Option<&v1::JobProgress>) -> v1::Job {
             Some(outcome) => outcome.limits.as_ref().map(wire_limits_in_force),
             None => progress.and_then(|progress| progress.limits.clone()),
         },
+        findings: outcome.map_or_else(Vec::new, |outcome| {
+            outcome.findings.iter().map(wire_finding).collect()
+        }),
+    }
+}
+
+fn wire_finding(finding: &CheckFinding) -> v1::CheckFinding {
+    let CheckFinding { what, why, fix } = finding.clone();
+    v1::CheckFinding { what, why, fix }
+}
+
+/// A finding as an agent says it, cut to bounds.
+#[must_use]
+pub fn check_finding(wire: v1::CheckFinding) -> CheckFinding {
+    let short = |text: String| text.chars().take(FINDING_TEXT_MAX).collect();
+    let v1::CheckFinding { what, why, fix } = wire;
+    CheckFinding {
+        what: short(what),
+        why: short(why),
+        fix: short(fix),
     }
 }
 
@@ -361,6 +389,7 @@ pub fn wire_source(source: &Source) -> v1::Source {
             .map(|id| id.as_bytes().to_vec().into())
             .unwrap_or_default(),
         limits: (!source.limits.is_none()).then(|| host_limits::to_wire(&source.limits)),
+        journal: source.journal.as_ref().map(journal_to_wire),
     }
 }
 

@@ -7,6 +7,7 @@ mod audit;
 mod gc;
 mod identity;
 mod jobs;
+mod journal;
 mod requests;
 mod sessions;
 mod snapshots;
@@ -211,6 +212,28 @@ fn run<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
             as_of_index,
             snapshot,
         } => snapshots::commit(cx, *session, *fence, *as_of_index, snapshot),
+        Command::OpenJournal {
+            session,
+            source,
+            agent,
+            incarnation,
+            system_id,
+        } => journal::open(
+            cx,
+            journal::Opening {
+                session: *session,
+                source,
+                agent,
+                incarnation: *incarnation,
+                system_id: *system_id,
+            },
+        ),
+        Command::AppendJournal {
+            session,
+            fence,
+            as_of_index,
+            page,
+        } => journal::append(cx, *session, *fence, *as_of_index, page),
         Command::DeleteSnapshot { snapshot, undo_ms } => snapshots::delete(cx, *snapshot, *undo_ms),
         Command::UndeleteSnapshot { snapshot } => snapshots::undelete(cx, *snapshot),
         Command::GcBegin => gc::begin(cx),

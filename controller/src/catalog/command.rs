@@ -1,8 +1,8 @@
 //! What can be asked of the catalog, and what it answers. Each command is one Raft entry.
 
 use super::model::{
-    AdminKey, FilesSpec, Job, JobOutcome, JobWork, Meta, PostgresSpec, Problem, RunStats, Session, Snapshot,
-    Token, TokenRole,
+    AdminKey, FilesSpec, Job, JobOutcome, JobWork, JournalOutcome, Meta, PostgresSpec, Problem, RunStats,
+    Session, Snapshot, Token, TokenRole,
 };
 use holdfast_core::{
     ErrorKind, HostLimits, JobId, Name, PackId, RequestId, SessionId, SnapshotId, SourceRef, StoreId,
@@ -88,6 +88,34 @@ pub struct NewSnapshot {
     pub partial: bool,
     /// What could not be read; more than `LISTED_PROBLEMS_MAX` are cut.
     pub problems: Vec<Problem>,
+}
+
+/// A page of a journal as its session hands it in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewPage {
+    /// The page.
+    pub id: SnapshotId,
+    /// Its number, as its root says.
+    pub number: u64,
+    /// BLAKE3 of the root object.
+    pub root_hash: [u8; 32],
+    /// Its length in bytes.
+    pub root_len: u64,
+    /// Hash of the page before, as its root says; zeros for the first.
+    pub previous: [u8; 32],
+    /// Its files.
+    pub files: Vec<NewFile>,
+}
+
+/// A file of such a page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewFile {
+    /// Its name, without any directory.
+    pub name: String,
+    /// Bytes.
+    pub len: u64,
+    /// Keyed hash of its content.
+    pub content: [u8; 32],
 }
 
 /// What is asked of the catalog.
@@ -200,6 +228,22 @@ pub enum Command {
         as_of_index: u64,
         snapshot: NewSnapshot,
     },
+    /// Opens a session that appends to a source's journal, in place of an earlier one of the same agent. Refused while gc
+    /// runs, and for another cluster than the journal's.
+    OpenJournal {
+        session: SessionId,
+        source: SourceRef,
+        agent: Name,
+        incarnation: u32,
+        system_id: u64,
+    },
+    /// Keeps the files of a page. The session stays open. Refused if packs of its vault were deleted after `as_of_index`.
+    AppendJournal {
+        session: SessionId,
+        fence: u64,
+        as_of_index: u64,
+        page: NewPage,
+    },
     /// Hides a snapshot; its content stays until the undo period is over.
     DeleteSnapshot { snapshot: SnapshotId, undo_ms: u64 },
     /// Brings a deleted snapshot back.
@@ -285,6 +329,18 @@ pub enum Reply {
     Packs(Vec<PackOutcome>),
     /// To CommitSnapshot and UndeleteSnapshot.
     Snapshot(Box<Snapshot>),
+    /// To OpenJournal.
+    Journal {
+        session: Box<Session>,
+        next_page: u64,
+        last_root: [u8; 32],
+    },
+    /// To AppendJournal: what became of each file, in order; and what the next page has to say.
+    Appended {
+        outcomes: Vec<JournalOutcome>,
+        next_page: u64,
+        last_root: [u8; 32],
+    },
     /// To DeleteSnapshot.
     Deleted { undo_until: UnixMillis },
     /// To GcBegin.

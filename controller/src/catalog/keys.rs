@@ -33,6 +33,8 @@ pub const SESSION: Table = 0x60;
 pub const SESSION_OPEN: Table = 0x61;
 pub const SNAPSHOT: Table = 0x70;
 pub const SNAPSHOT_BY_SOURCE: Table = 0x71;
+pub const JOURNAL_PAGE: Table = 0x72;
+pub const JOURNAL_FILE: Table = 0x73;
 pub const PACK: Table = 0x80;
 pub const PACK_PLACE: Table = 0x81;
 pub const PACK_DELETED: Table = 0x82;
@@ -135,6 +137,25 @@ pub fn snapshot_by_source(source: &SourceRef, sequence: u64) -> Vec<u8> {
     key(
         SNAPSHOT_BY_SOURCE,
         &[source.to_string().as_bytes(), &[0], &(!sequence).to_be_bytes()],
+    )
+}
+
+#[must_use]
+pub fn journal_page(id: SnapshotId) -> Vec<u8> {
+    key(JOURNAL_PAGE, &[id.as_bytes()])
+}
+
+/// Files of one source's journal by name: timelines and positions are in order as names are.
+#[must_use]
+pub fn journal_file_prefix(source: &SourceRef) -> Vec<u8> {
+    key(JOURNAL_FILE, &[source.to_string().as_bytes(), &[0]])
+}
+
+#[must_use]
+pub fn journal_file(source: &SourceRef, name: &str) -> Vec<u8> {
+    key(
+        JOURNAL_FILE,
+        &[source.to_string().as_bytes(), &[0], name.as_bytes()],
     )
 }
 

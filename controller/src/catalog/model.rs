@@ -2,6 +2,10 @@
 //!
 //! Times are catalog time in milliseconds since 1970 ([`UnixMillis`]); an index is a Raft log index.
 
+mod journal;
+
+pub use journal::{Divergent, Journal, JournalFile, JournalOutcome, JournalPage};
+
 use holdfast_core::{
     ClusterId, ErrorKind, HostLimits, JobId, Name, PackId, SessionId, SnapshotId, SourceRef, StoreId,
     UnixMillis, VaultId,
@@ -175,6 +179,9 @@ pub struct Source {
     pub active_job: Option<JobId>,
     /// Its session that is not over yet.
     pub open_session: Option<SessionId>,
+    /// What changed after its snapshots; none while nothing was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Journal>,
 }
 
 /// Counts of one backup run; see `RunStats` in types.proto.
@@ -231,6 +238,8 @@ pub enum JobWork {
     Backup,
     /// Restores a snapshot onto its agent's host.
     Restore(RestoreSpec),
+    /// Looks whether its source can be backed up as it should be.
+    Check,
 }
 
 /// Where a job stands.
@@ -311,6 +320,20 @@ pub struct JobOutcome {
     /// The limits that it ran under, as its agent read them back; none when it did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsInForce>,
+    /// What a check found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<CheckFinding>,
+}
+
+/// Something that a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckFinding {
+    /// A setting, a path, a right.
+    pub what: String,
+    /// Why it is wrong.
+    pub why: String,
+    /// The line that mends it.
+    pub fix: String,
 }
 
 /// The limits that a job runs under; see `LimitsInForce` in types.proto.
@@ -411,6 +434,9 @@ pub struct Session {
     pub reason: String,
     /// Packs that it registered.
     pub packs: u64,
+    /// It appends to its source's journal instead of making a snapshot: its job, snapshot, sequence and parent say nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_journal: bool,
 }
 
 /// Whether a snapshot may be used.

@@ -3,7 +3,10 @@
 use super::{
     keys,
     kv::{Read, decode},
-    model::{Agent, Audit, GcRun, Job, Meta, Pack, Session, Snapshot, Source, Store, Token, Vault, VaultUse},
+    model::{
+        Agent, Audit, GcRun, Job, JournalFile, JournalPage, Meta, Pack, Session, Snapshot, Source, Store,
+        Token, Vault, VaultUse,
+    },
     store::CatalogStore,
 };
 use crate::error::Result;
@@ -223,6 +226,31 @@ pub trait Queries: Read + Sized {
             items,
             next: ids.next,
         })
+    }
+
+    /// A page of a journal.
+    fn journal_page(&self, id: SnapshotId) -> Result<Option<JournalPage>> {
+        self.record(&keys::journal_page(id))
+    }
+
+    /// Pages of all journals.
+    fn journal_pages(&self, after: Option<&[u8]>, limit: usize) -> Result<Page<JournalPage>> {
+        self.list(&[keys::JOURNAL_PAGE], after, limit)
+    }
+
+    /// The file of that name in a source's journal.
+    fn journal_file(&self, source: &SourceRef, name: &str) -> Result<Option<JournalFile>> {
+        self.record(&keys::journal_file(source, name))
+    }
+
+    /// Files of a source's journal by name.
+    fn journal_files(
+        &self,
+        source: &SourceRef,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Page<JournalFile>> {
+        self.list(&keys::journal_file_prefix(source), after, limit)
     }
 
     /// A pack that is registered and not deleted.

@@ -1,6 +1,10 @@
 //! Commit: the root is what its session may hand in, everything below it is stored, then it becomes visible.
 
-use super::{Data, access, closure, links::LinkReader, wire};
+use super::{
+    Data, access, closure, root_object,
+    roots::{denied, is_final, missing_to_wire},
+    wire,
+};
 use crate::{
     catalog::{
         Command, NewSnapshot, Queries, Reply,
@@ -9,26 +13,13 @@ use crate::{
     error::{Error, Result},
 };
 use bytes::Bytes;
-use holdfast_core::{ErrorKind, HasKind, SessionId, limits};
+use holdfast_core::SessionId;
 use holdfast_net::trace::current_traceparent;
 use holdfast_proto::v1 as pb;
 use holdfast_repo::{Root, RootClear};
-use holdfast_store::{Finished, ObjectName, Store};
+use holdfast_store::ObjectName;
 use parking_lot::Mutex;
 use std::{collections::HashSet, sync::Arc};
-
-/// A snapshot's root object, checked against the catalog.
-pub(crate) async fn root_object(store: &dyn Store, snapshot: &Snapshot) -> Result<Bytes> {
-    let name = ObjectName::root(&snapshot.vault, &snapshot.id);
-    let bytes = store.get(&name, limits::ROOT_MAX).await?;
-    if Root::hash(&bytes) != snapshot.root_hash {
-        return Err(Error::corrupt(
-            name.as_str(),
-            "its hash is not the one that the catalog holds; restore it from another site",
-        ));
-    }
-    Ok(bytes)
-}
 
 impl Data {
     pub(super) async fn commit_snapshot(
@@ -60,22 +51,16 @@ impl Data {
         let clear = self.check_root(&session, &root, partial, parent.as_ref(), parent_root.is_some())?;
         // Before the walk: a deletion after this index makes the commit fail.
         let as_of_index = view.applied_index();
-        let reader = LinkReader {
-            store: Arc::clone(&self.parts.store),
-            index: Arc::clone(&self.parts.index),
-            vault: session.vault,
-        };
         let missing = closure::check(
-            &reader,
+            &self.link_reader(session.vault),
             &clear.links,
             parent_root.as_ref().map(|root| &root.links),
         )
         .await?;
         if missing.count > 0 {
-            let ids: Vec<u8> = missing.ids.iter().flat_map(|id| id.0).collect();
             return Ok(pb::CommitResponse {
                 snapshot: Bytes::new(),
-                missing: ids.into(),
+                missing: missing_to_wire(&missing),
                 missing_count: missing.count,
             });
         }
@@ -131,31 +116,15 @@ impl Data {
         parent: Option<&Snapshot>,
         parent_readable: bool,
     ) -> Result<RootClear> {
-        let denied = |why: String| {
-            Err(Error::refused(
-                ErrorKind::Denied,
-                format!("the root is refused: {why}"),
-            ))
-        };
-        let clear = RootClear::decode(bytes)?;
-        let agent = self.parts.catalog.view().agent(&session.agent)?;
-        let Some(agent) = agent.filter(|agent| agent.incarnation == session.incarnation) else {
-            return denied(format!("agent {} is not registered any more", session.agent));
-        };
-        if agent.signing_key != clear.signer {
-            return denied(format!(
-                "it is not signed with the key that agent {} registered",
-                session.agent
-            ));
+        let clear = self.decode_root(session, bytes)?;
+        if session.is_journal {
+            return denied("a journal's session makes pages");
         }
-        if clear.vault != session.vault
-            || clear.source != session.source
-            || clear.snapshot != session.snapshot
-        {
-            return denied("it names another vault, source or snapshot than its session".into());
+        if clear.snapshot != session.snapshot {
+            return denied("it names another snapshot than its session");
         }
         if clear.sequence != session.sequence {
-            return denied(format!(
+            return denied(format_args!(
                 "its number is {}, the session's {}",
                 clear.sequence, session.sequence
             ));
@@ -166,10 +135,10 @@ impl Data {
             None => first,
         };
         if !follows {
-            return denied("the root before it is not the one that its session began with".into());
+            return denied("the root before it is not the one that its session began with");
         }
         if clear.partial != partial {
-            return denied("it and the call say differently whether the snapshot is partial".into());
+            return denied("it and the call say differently whether the snapshot is partial");
         }
         Ok(clear)
     }
@@ -183,18 +152,7 @@ impl Data {
         snapshot: NewSnapshot,
     ) -> Result<Snapshot> {
         let name = ObjectName::root(&session.vault, &session.snapshot);
-        if self.parts.store.put(&name, root.clone()).await? == Finished::AlreadyThere
-            && self.parts.store.get(&name, limits::ROOT_MAX).await? != root
-        {
-            // What came of the earlier one is not known, so its root must stay.
-            return Err(Error::refused(
-                ErrorKind::Conflict,
-                format!(
-                    "session {} handed in another root before; open a new one",
-                    session.id
-                ),
-            ));
-        }
+        self.put_root(&name, &root).await?;
         let command = Command::CommitSnapshot {
             session: session.id,
             fence: session.fence,
@@ -209,10 +167,8 @@ impl Data {
             Ok((_, Reply::Snapshot(snapshot))) => Ok(*snapshot),
             Ok((_, other)) => Err(Error::Internal(format!("a commit was answered by {other:?}"))),
             Err(error) => {
-                // A refusal is final: no later entry can make this root visible.
-                let is_final = matches!(error, Error::Refused(_)) && error.kind() != ErrorKind::NoQuorum;
-                if is_final && let Err(error) = self.parts.store.delete(&name).await {
-                    tracing::warn!(%name, %error, "a refused root object stays behind until the next gc");
+                if is_final(&error) {
+                    self.take_root_back(&name).await;
                 }
                 Err(error)
             }

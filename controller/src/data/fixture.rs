@@ -353,6 +353,7 @@ impl World {
             started_at: 1,
             finished_at: 2,
             partial: false,
+            is_journal: false,
             signer: [0; 32],
             epoch: 0,
             links: Links::default(),

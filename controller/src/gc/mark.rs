@@ -2,10 +2,13 @@
 
 use super::Gc;
 use crate::{
-    catalog::{CatalogView, Queries, model::Snapshot},
+    catalog::{
+        CatalogView, Queries,
+        model::{JournalPage, Snapshot},
+    },
     data::{
         links::{LinkReader, NODES_AT_ONCE},
-        root_object,
+        page_object, root_object,
     },
     error::{Error, Result},
 };
@@ -89,22 +92,52 @@ impl Gc {
             }
             after = page.next;
             if after.is_none() {
-                return Ok(live);
+                break;
+            }
+        }
+        self.mark_journals(view, &reader, &mut live).await?;
+        Ok(live)
+    }
+
+    async fn mark_snapshot(&self, reader: &LinkReader, snapshot: &Snapshot, live: &mut Live) -> Result<()> {
+        let whose = format!("snapshot {} of {}", snapshot.id, snapshot.source);
+        let root = root_object(&*self.store, snapshot).await;
+        self.mark_root(reader, &whose, root, live).await
+    }
+
+    /// Every page of a journal is kept, whatever became of its files.
+    async fn mark_journals(&self, view: &CatalogView, reader: &LinkReader, live: &mut Live) -> Result<()> {
+        let mut after = None;
+        loop {
+            let pages = view.journal_pages(after.as_deref(), limits::LIST_PAGE)?;
+            for page in pages.items.iter().filter(|page| page.vault == reader.vault) {
+                let JournalPage { id, source, .. } = page;
+                let whose = format!("page {id} of the journal of {source}");
+                let root = page_object(&*self.store, page).await;
+                self.mark_root(reader, &whose, root, live).await?;
+            }
+            after = pages.next;
+            if after.is_none() {
+                return Ok(());
             }
         }
     }
 
-    async fn mark_snapshot(&self, reader: &LinkReader, snapshot: &Snapshot, live: &mut Live) -> Result<()> {
-        let root = root_object(&*self.store, snapshot)
-            .await
-            .and_then(|bytes| Ok(RootClear::decode(&bytes)?));
-        let root = root.map_err(|error| stop(snapshot, &format!("its root cannot be read ({error})")))?;
-        let mut nodes = self.mark_links(reader, snapshot, &root.links.0, live).await?;
+    async fn mark_root(
+        &self,
+        reader: &LinkReader,
+        whose: &str,
+        root: Result<bytes::Bytes>,
+        live: &mut Live,
+    ) -> Result<()> {
+        let root = root.and_then(|bytes| Ok(RootClear::decode(&bytes)?));
+        let root = root.map_err(|error| stop(whose, &format!("its root cannot be read ({error})")))?;
+        let mut nodes = self.mark_links(reader, whose, &root.links.0, live).await?;
         while !nodes.is_empty() {
             let batch = nodes.split_off(nodes.len().saturating_sub(NODES_AT_ONCE));
             for (id, links) in batch.iter().zip(reader.links(&batch).await?) {
-                let links = links.ok_or_else(|| stop(snapshot, &format!("its node {id} cannot be read")))?;
-                nodes.extend(self.mark_links(reader, snapshot, &links, live).await?);
+                let links = links.ok_or_else(|| stop(whose, &format!("its node {id} cannot be read")))?;
+                nodes.extend(self.mark_links(reader, whose, &links, live).await?);
             }
         }
         Ok(())
@@ -114,7 +147,7 @@ impl Gc {
     async fn mark_links(
         &self,
         reader: &LinkReader,
-        snapshot: &Snapshot,
+        whose: &str,
         links: &[Link],
         live: &mut Live,
     ) -> Result<Vec<ChunkId>> {
@@ -141,7 +174,7 @@ impl Gc {
                 .await?;
             for (link, places) in part.iter().zip(places) {
                 match places.len() {
-                    0 => return Err(stop(snapshot, &format!("its chunk {} is in no pack", link.id))),
+                    0 => return Err(stop(whose, &format!("its chunk {} is in no pack", link.id))),
                     1 => {}
                     _ => {
                         live.repeated.insert(half(&link.id));
@@ -157,9 +190,9 @@ impl Gc {
 }
 
 /// Nothing is deleted from a vault that is not whole: what seems dead may be what a repair needs.
-fn stop(snapshot: &Snapshot, why: &str) -> Error {
+fn stop(whose: &str, why: &str) -> Error {
     Error::corrupt(
-        format!("snapshot {} of {}", snapshot.id, snapshot.source),
+        whose,
         format!(
             "{why}; nothing of its vault is collected. See `holdfastctl verify`; restore the object from another \
              copy, or delete the snapshot"

@@ -76,7 +76,7 @@ impl Gc {
                 let Some(ObjectKind::Root(_, snapshot)) = listed.name.kind() else {
                     continue;
                 };
-                if view.snapshot(snapshot)?.is_some() {
+                if view.snapshot(snapshot)?.is_some() || view.journal_page(snapshot)?.is_some() {
                     continue;
                 }
                 if !self.is_known_run(view, &listed.name).await? {
@@ -102,8 +102,17 @@ impl Gc {
         let Ok(root) = RootClear::decode(&bytes) else {
             return Ok(false);
         };
-        Ok(view
-            .source(&root.source)?
-            .is_some_and(|source| root.sequence < source.next_sequence))
+        let Some(source) = view.source(&root.source)? else {
+            return Ok(false);
+        };
+        // A page gets its number only when it is appended: one with the next number was refused, or is older than this.
+        let given_out = if root.is_journal {
+            source
+                .journal
+                .is_some_and(|journal| root.sequence <= journal.next_page)
+        } else {
+            root.sequence < source.next_sequence
+        };
+        Ok(given_out)
     }
 }

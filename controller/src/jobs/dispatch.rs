@@ -15,7 +15,7 @@ use crate::{
 };
 use holdfast_core::limits;
 use holdfast_net::host_limits;
-use holdfast_proto::v1::{BackupWork, JobOffer, controller_message, job_offer};
+use holdfast_proto::v1::{BackupWork, CheckWork, JobOffer, controller_message, job_offer};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +81,12 @@ fn offer_of(view: &CatalogView, job: &Job) -> Result<Option<JobOffer>> {
             None => return Ok(None),
         },
         JobWork::Restore(spec) => job_offer::Work::Restore(wire_restore(spec)),
+        JobWork::Check => match view.source(&job.source)? {
+            Some(source) => job_offer::Work::Check(CheckWork {
+                postgres: source.postgres.as_ref().map(wire_postgres),
+            }),
+            None => return Ok(None),
+        },
     };
     Ok(Some(JobOffer {
         job: job.id.as_bytes().to_vec().into(),

@@ -78,6 +78,9 @@ impl Catalog {
         match &command {
             Command::RegisterPacks { .. } => tracing::debug!(target: "holdfast::phase", phase = "register"),
             Command::CommitSnapshot { .. } => tracing::debug!(target: "holdfast::phase", phase = "commit"),
+            Command::AppendJournal { .. } => {
+                tracing::debug!(target: "holdfast::phase", phase = "journal-append");
+            }
             _ => {}
         }
         let proposal = Proposal {

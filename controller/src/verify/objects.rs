@@ -4,10 +4,10 @@ use super::{Report, Verify};
 use crate::{
     catalog::{
         CatalogView, Queries,
-        model::{Snapshot, SnapshotState},
+        model::{JournalPage, Snapshot, SnapshotState},
     },
     copies,
-    data::root_object,
+    data::{page_object, root_object},
     error::{Error, Result},
 };
 use holdfast_core::{ErrorKind, HasKind, VaultId, limits};
@@ -17,6 +17,9 @@ use holdfast_store::{Area, ObjectKind, ObjectName};
 
 /// Longest catalog copy that is read.
 const COPY_MAX: usize = 1 << 30;
+/// How often, and at what pause, it is looked whether a page is appended that lies in the store already.
+const PENDING_LOOKS: usize = 20;
+const PENDING_PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
 /// Strays named in one run.
 const STRAYS_MAX: usize = 1000;
 
@@ -47,15 +50,54 @@ impl Verify {
                 break;
             }
         }
+        self.check_pages(view, report).await?;
         self.unknown(Area::Roots, report, |kind| match kind {
             ObjectKind::Root(_, id) => {
                 // Stored just before its commit.
                 let pending = view.open_sessions()?.iter().any(|session| session.snapshot == id);
-                Ok(pending || view.snapshot(id)?.is_some())
+                // So is a page, before it is appended.
+                Ok(pending || view.snapshot(id)?.is_some() || view.journal_page(id)?.is_some())
             }
             _ => Ok(false),
         })
         .await
+    }
+
+    /// Every page of every journal is there and is the one that was appended.
+    async fn check_pages(&self, view: &CatalogView, report: &mut Report) -> Result<()> {
+        let mut after = None;
+        loop {
+            let pages = view.journal_pages(after.as_deref(), limits::LIST_PAGE)?;
+            for page in &pages.items {
+                report.summary.objects += 1;
+                if let Some(problem) = self.page_problem(page).await? {
+                    let name = ObjectName::root(&page.vault, &page.id);
+                    let text = format!("{problem} (a page of the journal of {})", page.source);
+                    report.finding(name.as_str(), &text, &[]).await?;
+                }
+            }
+            after = pages.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn page_problem(&self, page: &JournalPage) -> Result<Option<String>> {
+        let bytes = match page_object(&*self.store, page).await {
+            Ok(bytes) => bytes,
+            Err(error) => return problem(error).map(Some),
+        };
+        let clear = match RootClear::decode(&bytes) {
+            Ok(clear) => clear,
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let same = clear.is_journal
+            && clear.vault == page.vault
+            && clear.snapshot == page.id
+            && clear.source == page.source
+            && clear.sequence == page.number;
+        Ok((!same).then(|| "it is another page's root".to_owned()))
     }
 
     async fn root_problem(&self, snapshot: &Snapshot) -> Result<Option<String>> {
@@ -174,6 +216,30 @@ impl Verify {
         Ok(())
     }
 
+    /// Whether the catalog knows an object, or does so in a moment: a page of a journal is stored just before it is appended, or
+    /// removed again when it is refused.
+    async fn is_known_soon(
+        &self,
+        name: &ObjectName,
+        is_known: &impl Fn(ObjectKind) -> Result<bool>,
+    ) -> Result<bool> {
+        for _ in 0..PENDING_LOOKS {
+            if name.kind().map(is_known).transpose()?.unwrap_or(false) {
+                return Ok(true);
+            }
+            if name.area() != Area::Roots {
+                return Ok(false);
+            }
+            match self.store.get(name, limits::ROOT_MAX).await {
+                Ok(bytes) if RootClear::decode(&bytes).is_ok_and(|clear| clear.is_journal) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+                _ => return Ok(false),
+            }
+            tokio::time::sleep(PENDING_PAUSE).await;
+        }
+        Ok(false)
+    }
+
     /// Names objects of an area that nothing refers to.
     pub(super) async fn unknown(
         &self,
@@ -187,8 +253,7 @@ impl Verify {
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.name.clone());
             for listed in page {
-                let known = listed.name.kind().map(&is_known).transpose()?.unwrap_or(false);
-                if !known {
+                if !self.is_known_soon(&listed.name, &is_known).await? {
                     let text =
                         "the catalog does not know it; `holdfastctl gc` removes what an interrupted run left";
                     report.finding(listed.name.as_str(), text, &[]).await?;

@@ -76,6 +76,7 @@ pub fn root(top: ChunkId) -> Root {
             started_at: 1_700_000_000_000,
             finished_at: 1_700_000_060_000,
             partial: true,
+            is_journal: false,
             signer: [0; 32],
             epoch: 0,
             links: Links::default(),

@@ -7,6 +7,7 @@ use super::{
     look, map, marker,
     marker::Phase,
     plan::{self, Begin, Plan},
+    recovery::{self, Way},
     site::{self, CONTROL_ASIDE, Site},
 };
 use crate::{
@@ -27,6 +28,8 @@ pub struct PostgresReport {
     pub plan: Plan,
     /// Where the WAL is kept that lay in the directory before.
     pub wal_aside: Option<PathBuf>,
+    /// The way to the target of a recovery.
+    pub way: Option<Way>,
 }
 
 /// See [`super::restore`]; on a thread that may wait.
@@ -48,11 +51,17 @@ pub(super) fn run(
         )
         .into());
     }
+    let way = match &request.recover_to {
+        Some(to) => Some(recovery::find(opener, backup, to)?),
+        None => None,
+    };
     let mut work = Work {
         snapshot,
         backup,
         plan: &plan,
         options,
+        request,
+        way: way.as_ref(),
         report: RestoreReport::default(),
     };
     let owner = owner(snapshot)?;
@@ -68,7 +77,8 @@ pub(super) fn run(
         work.place(opener, &site, owner)?;
         let is_whole = work.report.problems.count == 0;
         if is_whole {
-            site.complete(&backup.label, map.as_deref(), &backup.control, owner)?;
+            let to = way.as_ref().map(|way| &way.recovery);
+            site.complete(&backup.label, map.as_deref(), &backup.control, owner, to)?;
         }
         is_whole
     };
@@ -78,6 +88,7 @@ pub(super) fn run(
         complete,
         plan,
         wal_aside,
+        way,
     })
 }
 
@@ -101,6 +112,8 @@ struct Work<'w> {
     backup: &'w Backup,
     plan: &'w Plan,
     options: &'w RestoreOptions,
+    request: &'w Request,
+    way: Option<&'w Way>,
     report: RestoreReport,
 }
 
@@ -126,6 +139,7 @@ impl Work<'_> {
         self.data(opener, &dir, site::kept_names(site.dir())?)?;
         site.make_wal()?;
         self.wal(opener, &dir)?;
+        self.journal(opener, site)?;
         site.own_wal(owner)
     }
 
@@ -194,6 +208,23 @@ impl Work<'_> {
         // Of a cluster that is replaced the whole directory goes aside.
         options.delete = self.plan.begin == Begin::Resume;
         self.tree(opener, to, &options)
+    }
+
+    /// WAL from behind the backup, up to the target.
+    fn journal(&mut self, opener: &mut BlobOpener, site: &Site) -> Result<()> {
+        let (Some(way), Some(to)) = (self.way, &self.request.recover_to) else {
+            return Ok(());
+        };
+        let wal = site.wal()?;
+        let (cancel, report) = (&self.options.cancel, &mut self.report);
+        recovery::place(opener, &to.journal, way, wal.as_fd(), |len| {
+            if cancel.load(Relaxed) {
+                return Err(RestoreError::Interrupted);
+            }
+            report.files += 1;
+            report.bytes += len;
+            Ok(())
+        })
     }
 
     /// Always in place: the targets were looked at already, and the note lies in one of them.

@@ -37,6 +37,13 @@ impl Backup {
             .await
     }
 
+    /// A transaction number that was not given out yet when the backup's last checkpoint began; with its epoch.
+    #[must_use]
+    pub fn next_xid(&self) -> Option<u64> {
+        let control = ControlFile::decode(&self.control).ok()?;
+        Some(control.checkpoint.next_xid)
+    }
+
     fn read(opener: &mut BlobOpener, snapshot: &Snapshot) -> Result<Option<Self>> {
         let has = |path: &str| has_tree(snapshot, path);
         if !(has(DATA) && has(WAL) && has(BACKUP)) {

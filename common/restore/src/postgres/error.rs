@@ -1,9 +1,10 @@
-//! Why a PostgreSQL backup is not restored.
+//! Why a PostgreSQL backup is not restored, or what was restored does not run.
 
 use holdfast_core::{ErrorKind, HasKind};
 use holdfast_postgres::{PgError, SystemId};
 
-/// Refusals and contradictions; nothing was written when one of them is returned.
+/// Refusals and contradictions; nothing was written when one of them is returned, but for those about a server that is
+/// started.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// The backup contradicts itself, or is not what an agent writes.
@@ -67,6 +68,42 @@ pub enum PostgresError {
         /// Its path.
         dir: String,
     },
+    /// Where the target is, and what is archived, do not fit.
+    #[error("the WAL that is archived does not lead there: {0}")]
+    Way(PgError),
+    /// Some of the WAL on the way is not archived.
+    #[error(
+        "WAL on the way to the target is not archived: {missing} (it can be replayed {})",
+        until(reaches)
+    )]
+    WalMissing {
+        /// Which segments.
+        missing: String,
+        /// The last segment before them.
+        reaches: Option<String>,
+    },
+    /// Nothing was archived since the target.
+    #[error("no WAL of that time is archived: {}", newest_text(newest))]
+    NotThatFar {
+        /// When the newest was.
+        newest: Option<jiff::Timestamp>,
+    },
+    /// There are no programs of the server's version on this machine.
+    #[error(
+        "the programs of PostgreSQL {major} are not on this machine, so the restored server was not started"
+    )]
+    NoPrograms {
+        /// The major version.
+        major: u32,
+    },
+    /// A server that was started ended before it had recovered.
+    #[error("the restored server on {dir} ended before it had recovered; it said last:\n{said}")]
+    NotRecovered {
+        /// Its data directory.
+        dir: String,
+        /// The end of its log.
+        said: String,
+    },
     /// A tablespace's place is in use.
     #[error("tablespace {name} cannot be restored to {dir}: it is not empty")]
     TablespaceNotEmpty {
@@ -75,6 +112,19 @@ pub enum PostgresError {
         /// Where it would go.
         dir: String,
     },
+}
+
+fn until(reaches: &Option<String>) -> String {
+    reaches
+        .as_ref()
+        .map_or_else(|| "nowhere".into(), |name| format!("up to the end of {name}"))
+}
+
+fn newest_text(newest: &Option<jiff::Timestamp>) -> String {
+    newest.as_ref().map_or_else(
+        || "none is at all".into(),
+        |at| format!("the newest was archived at {at}"),
+    )
 }
 
 impl PostgresError {
@@ -87,7 +137,10 @@ impl HasKind for PostgresError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Bad(_) | Self::File { .. } => ErrorKind::Corrupt,
-            Self::Newer(_) => ErrorKind::Unsupported,
+            Self::Way(error) => error.kind(),
+            Self::WalMissing { .. } | Self::NotThatFar { .. } => ErrorKind::NotFound,
+            Self::Newer(_) | Self::NoPrograms { .. } => ErrorKind::Unsupported,
+            Self::NotRecovered { .. } => ErrorKind::Unavailable,
             Self::Mapping(_) | Self::Nested { .. } => ErrorKind::Invalid,
             Self::NotEmpty { .. }
             | Self::Foreign { .. }

@@ -270,6 +270,7 @@ mod tests {
             dir: "/pg".into(),
             tablespaces: tablespaces.iter().map(OsString::from).collect(),
             in_place,
+            recover_to: None,
         }
     }
 

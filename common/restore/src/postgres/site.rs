@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{RestoreError, Result, place::open_below};
 use holdfast_core::limits::PG_SETTINGS_MAX;
-use holdfast_postgres::{SettingsFile, SystemId};
+use holdfast_postgres::{Recovery, RecoveryMode, SettingsFile, SystemId};
 use rustix::{
     fs::{self, AtFlags, FlockOperation, Mode, OFlags},
     io::Errno,
@@ -161,6 +161,11 @@ impl Site {
         make_dir(wal.as_fd(), b"archive_status").map(|_| ())
     }
 
+    /// The directory for the WAL.
+    pub(super) fn wal(&self) -> Result<OwnedFd> {
+        open_dir(&self.dir, b"pg_wal").map_err(failed("enter", b"pg_wal"))
+    }
+
     /// Gives the WAL to whom the cluster belongs, whoever's it was where the agent gathered it.
     pub(super) fn own_wal(&self, owner: Owner) -> Result<()> {
         let wal = open_dir(&self.dir, b"pg_wal").map_err(failed("enter", b"pg_wal"))?;
@@ -183,7 +188,7 @@ impl Site {
 
     /// Turns the archiving of WAL off. A restored cluster goes on where the backup ended, on the same timeline: it would
     /// archive other WAL under the very names that its origin archived, or still archives.
-    fn stop_archiving(&self, owner: Owner) -> Result<()> {
+    fn write_settings(&self, owner: Owner, to: Option<&Recovery>) -> Result<()> {
         let found = files::read(self.dir(), SETTINGS, PG_SETTINGS_MAX)?;
         if found.is_none() && fs::statat(&self.dir, SETTINGS, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             let why = "its postgresql.auto.conf is no file, or longer than any server's";
@@ -191,6 +196,9 @@ impl Site {
         }
         let mut settings = SettingsFile::parse(&found.unwrap_or_default()).map_err(in_settings)?;
         settings.set("archive_mode", "off").map_err(in_settings)?;
+        if let Some(to) = to {
+            to.write_to(&mut settings).map_err(in_settings)?;
+        }
         files::write(self.dir(), SETTINGS, settings.render(), owner)
     }
 
@@ -201,8 +209,16 @@ impl Site {
         map: Option<&[u8]>,
         control: &[u8],
         owner: Owner,
+        to: Option<&Recovery>,
     ) -> Result<()> {
-        self.stop_archiving(owner)?;
+        self.write_settings(owner, to)?;
+        for mode in [RecoveryMode::Primary, RecoveryMode::Standby] {
+            let name = mode.signal_file().as_bytes();
+            match to {
+                Some(to) if to.mode == mode => files::write(self.dir(), name, b"", owner)?,
+                _ => files::remove(self.dir(), name)?,
+            }
+        }
         files::write(self.dir(), b"backup_label", label, owner)?;
         match map {
             Some(map) => files::write(self.dir(), b"tablespace_map", map, owner)?,

@@ -162,6 +162,7 @@ impl World {
             dir: self.to(),
             tablespaces: mapping.into_iter().collect(),
             in_place,
+            recover_to: None,
         }
     }
 
@@ -433,6 +434,7 @@ async fn gaps_leave_no_cluster_that_starts() {
         dir: temporary.path().join("pg"),
         tablespaces: Vec::new(),
         in_place: false,
+        recover_to: None,
     };
     let done = restore(&snapshot, &backup, request.clone(), RestoreOptions::default())
         .await

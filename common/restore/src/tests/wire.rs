@@ -71,6 +71,27 @@ impl server::DataService for Peer {
         Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
     }
 
+    async fn open_journal(
+        &self,
+        _: Request<v1::OpenJournalRequest>,
+    ) -> Result<Response<v1::OpenJournalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn append_journal(
+        &self,
+        _: Request<v1::AppendJournalRequest>,
+    ) -> Result<Response<v1::AppendJournalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn find_journal(
+        &self,
+        _: Request<v1::FindJournalRequest>,
+    ) -> Result<Response<v1::FindJournalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn open_session(
         &self,
         _: Request<v1::OpenSessionRequest>,

@@ -4,13 +4,14 @@ use super::apply;
 use crate::{
     address::snapshot_id,
     cli::{DescribeArgs, GetArgs, Kind},
-    cluster::{Cluster, pages},
-    error::{Result, fault, invalid},
+    cluster::{Cluster, pages, wire_source},
+    error::{Result, fault, invalid, lift_display},
     output::{self, Format, Row},
-    rows::{AgentRow, JobRow, MemberRow, SnapshotRow, VaultRow},
+    rows::{AgentRow, JobRow, JournalFileRow, MemberRow, SnapshotRow, TimelineRow, VaultRow},
 };
 use holdfast_core::{ErrorKind, SourceRef};
 use holdfast_proto::v1;
+use holdfast_restore::postgres::contents;
 use std::{io::IsTerminal as _, time::Duration};
 
 /// How often `--watch` looks.
@@ -62,6 +63,10 @@ pub(super) async fn describe(cluster: &Cluster, args: &DescribeArgs) -> Result<(
         name: args.name.as_deref(),
         include_deleted: true,
     };
+    if args.kind == Kind::Journal {
+        // Its files are many; what matters is whether one is missing.
+        return output::print(&query.timelines(cluster, args.output).await?);
+    }
     output::print(&query.show(cluster, args.kind, args.output).await?)
 }
 
@@ -90,6 +95,7 @@ impl Query<'_> {
                 )
             }
             Kind::Vaults => self.named(vaults(cluster).await?, "vault", format),
+            Kind::Journal => self.journal(cluster, format).await,
         }
     }
 
@@ -102,6 +108,25 @@ impl Query<'_> {
             },
         };
         output::rows(&rows, format)
+    }
+
+    async fn journal(&self, cluster: &Cluster, format: Format) -> Result<String> {
+        output::rows(&journal(cluster, &self.journal_of()?).await?, format)
+    }
+
+    async fn timelines(&self, cluster: &Cluster, format: Format) -> Result<String> {
+        let files = journal(cluster, &self.journal_of()?).await?;
+        let timelines = contents(files.iter().map(|file| (file.name.as_str(), file.bytes)));
+        let timelines = timelines.map_err(lift_display)?;
+        let rows: Vec<TimelineRow> = timelines.into_iter().map(TimelineRow::from).collect();
+        output::rows(&rows, format)
+    }
+
+    fn journal_of(&self) -> Result<SourceRef> {
+        let name = self.name.ok_or_else(|| {
+            invalid("the journal of which source?").with_hint("holdfastctl get journal AGENT/SOURCE")
+        })?;
+        name.parse().map_err(lift_display)
     }
 
     /// Rows with the asked name alone, or all.
@@ -139,6 +164,21 @@ pub(super) async fn vaults(cluster: &Cluster) -> Result<Vec<VaultRow>> {
         .await?
         .into_inner();
     answer.vaults.into_iter().map(VaultRow::try_from).collect()
+}
+
+/// Every file of a source's journal.
+pub(super) async fn journal(cluster: &Cluster, source: &SourceRef) -> Result<Vec<JournalFileRow>> {
+    let found = pages(|after| async {
+        let request = v1::ListJournalRequest {
+            source: Some(wire_source(source)),
+            after,
+            limit: 0,
+        };
+        let answer = cluster.control().list_journal(request).await?.into_inner();
+        Ok((answer.files, answer.next))
+    })
+    .await?;
+    found.into_iter().map(JournalFileRow::try_from).collect()
 }
 
 async fn jobs(cluster: &Cluster) -> Result<Vec<JobRow>> {

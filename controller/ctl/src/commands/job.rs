@@ -143,7 +143,8 @@ pub(super) fn finish(job: JobRow, format: Format) -> Result<()> {
     outcome(&job)
 }
 
-fn outcome(job: &JobRow) -> Result<()> {
+/// How a job ended, as the outcome of the command that asked for it.
+pub(super) fn outcome(job: &JobRow) -> Result<()> {
     let what = format!("{} of {}", job.kind, job.source);
     let why = job.error.clone().unwrap_or_else(|| "no reason was given".into());
     let id = job.id;

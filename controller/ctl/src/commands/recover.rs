@@ -8,7 +8,7 @@ use crate::{
 };
 use holdfast_core::{ErrorKind, SnapshotId, SourceRef, VaultId};
 use holdfast_net::kit::RecoveryKit;
-use holdfast_restore::{RecoveredSnapshot, Recovery, shown};
+use holdfast_restore::{RecoveredSnapshot, Recovery, postgres::RecoverTo, shown};
 use holdfast_store::DirStore;
 use serde::Serialize;
 use std::{path::PathBuf, sync::Arc};
@@ -105,6 +105,13 @@ pub(super) async fn run(args: &RecoverArgs) -> Result<()> {
                     .with_hint("holdfastctl recover --from STORE --kit FILE --list")
             })?;
             let found = recovery.snapshot(wanted).await.map_err(lift)?;
+            let recover_to = match restore::recovery::asked(&args.target)? {
+                Some(target) => Some(RecoverTo {
+                    recovery: restore::recovery::recovery(target, &args.target)?,
+                    journal: recovery.journal(&found.root().clear.source, found.reader().clone()),
+                }),
+                None => None,
+            };
             let plan = restore::Plan {
                 to,
                 paths: &args.paths,
@@ -113,6 +120,8 @@ pub(super) async fn run(args: &RecoverArgs) -> Result<()> {
                 dry_run: false,
                 layout: args.layout,
                 tablespaces: &args.tablespaces,
+                recover_to,
+                start: args.target.start.then_some(args.target.server_options.as_deref()),
             };
             restore::here(&found, &plan, args.output.output).await
         }

@@ -1,6 +1,7 @@
 //! `restore`: to this machine with the admin's keys, or on an agent's host by its agent.
 
 mod postgres;
+pub(super) mod recovery;
 
 use super::{data, job};
 use crate::{
@@ -15,8 +16,8 @@ use holdfast_core::{ErrorKind, Name};
 use holdfast_net::Fault;
 use holdfast_proto::v1;
 use holdfast_restore::{
-    Layout, OnRemoval, Problem, Progress, RestoreError, RestoreOptions, RestoreReport, Snapshot, restore,
-    shown,
+    Layout, OnRemoval, Problem, Progress, RestoreError, RestoreOptions, RestoreReport, Snapshot,
+    postgres::RecoverTo, restore, shown,
 };
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -39,6 +40,9 @@ pub(super) struct Plan<'a> {
     pub(super) dry_run: bool,
     pub(super) layout: RestoreLayout,
     pub(super) tablespaces: &'a [OsString],
+    pub(super) recover_to: Option<RecoverTo>,
+    /// Start the server, with these options.
+    pub(super) start: Option<Option<&'a str>>,
 }
 
 /// What was restored, in its stable JSON form.
@@ -74,7 +78,7 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
     if let Some(agent) = &args.agent {
         return on_agent(cluster, address, args, agent).await;
     }
-    let snapshot = data::open_address(cluster, address).await?;
+    let recovery::Chosen { snapshot, recover_to } = recovery::choose(cluster, address, args).await?;
     let plan = Plan {
         to: &args.to,
         paths: &args.paths,
@@ -83,6 +87,8 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
         dry_run: args.dry_run,
         layout: args.layout,
         tablespaces: &args.tablespaces,
+        recover_to,
+        start: args.target.start.then_some(args.target.server_options.as_deref()),
     };
     here(&snapshot, &plan, args.output.output).await
 }
@@ -91,6 +97,9 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
 pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -> Result<()> {
     let target = std::path::absolute(plan.to).map_err(io(format!("find {}", plan.to.display())))?;
     let backup = postgres::backup_in(snapshot, plan.paths, plan.layout).await?;
+    if backup.is_none() && plan.start.is_some() {
+        return Err(invalid("--start is for whole PostgreSQL backups"));
+    }
     if backup.is_none() && !plan.tablespaces.is_empty() {
         return Err(invalid("--tablespace is for whole PostgreSQL backups")
             .with_hint("leave out --path and --layout files, or leave out --tablespace"));
@@ -129,7 +138,11 @@ pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -
         }
     };
     drop(ticker);
-    let (report, cluster) = outcome?;
+    let (report, mut cluster) = outcome?;
+    if let (Some(options), Some(cluster)) = (plan.start, &mut cluster) {
+        let promotes = plan.recover_to.as_ref().is_none_or(RecoverTo::promotes);
+        cluster.start(&target, options, promotes).await?;
+    }
     finish(report, &target, plan.dry_run, removals.take(), cluster, format)
 }
 
@@ -295,6 +308,13 @@ async fn on_agent(cluster: &Cluster, address: &Address, args: &RestoreArgs, agen
             "{} is not absolute: an agent has no current directory",
             args.to.display()
         )));
+    }
+    if args.target.start {
+        return Err(fault(
+            ErrorKind::Unsupported,
+            "--start works for restores to this machine only",
+        )
+        .with_hint("run holdfastctl on that host"));
     }
     if !args.tablespaces.is_empty() {
         return Err(fault(

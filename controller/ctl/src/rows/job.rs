@@ -29,8 +29,26 @@ pub(crate) struct JobRow {
     pub(crate) stats: Stats,
     /// The limits that it runs under, or ended under, as its agent read them back.
     limits: Option<LimitsRow>,
+    /// What a check found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) findings: Vec<Finding>,
     #[serde(skip)]
     created_millis: u64,
+}
+
+/// Something that a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) what: String,
+    pub(crate) why: String,
+    pub(crate) fix: String,
+}
+
+impl From<v1::CheckFinding> for Finding {
+    fn from(wire: v1::CheckFinding) -> Self {
+        let v1::CheckFinding { what, why, fix } = wire;
+        Self { what, why, fix }
+    }
 }
 
 impl TryFrom<v1::Job> for JobRow {
@@ -52,6 +70,7 @@ impl TryFrom<v1::Job> for JobRow {
             stats,
             requested_by,
             limits,
+            findings,
         } = wire;
         Ok(Self {
             id: id(&raw_id)?,
@@ -69,6 +88,7 @@ impl TryFrom<v1::Job> for JobRow {
             finished_at: time(finished_at),
             stats: stats.unwrap_or_default().into(),
             limits: limits.map(LimitsRow::from),
+            findings: findings.into_iter().map(Finding::from).collect(),
             created_millis: created_at,
         })
     }

@@ -22,11 +22,53 @@ pub(crate) struct SourceRow {
     running_job: Option<JobId>,
     created_at: Option<String>,
     changed_at: Option<String>,
+    /// What changed after its snapshots, as far as it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    journal: Option<Journal>,
     document: serde_json::Value,
     #[serde(skip)]
     pub(crate) document_text: String,
     #[serde(skip)]
     latest_millis: u64,
+}
+
+/// A source's journal.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Journal {
+    /// The cluster that it belongs to.
+    system_id: String,
+    files: u64,
+    bytes: u64,
+    last_file: String,
+    last_at: Option<String>,
+    /// Files whose name had another content already.
+    divergent: u64,
+    /// An agent archives into it.
+    open: bool,
+}
+
+impl From<v1::Journal> for Journal {
+    fn from(wire: v1::Journal) -> Self {
+        let v1::Journal {
+            system_id,
+            pages: _,
+            files,
+            bytes,
+            last_file,
+            last_at,
+            divergent,
+            is_open,
+        } = wire;
+        Self {
+            system_id: system_id.to_string(),
+            files,
+            bytes,
+            last_file,
+            last_at: time(last_at),
+            divergent,
+            open: is_open,
+        }
+    }
 }
 
 impl TryFrom<v1::Source> for SourceRow {
@@ -45,6 +87,7 @@ impl TryFrom<v1::Source> for SourceRow {
             running_job,
             // They stand in the document, as they were written.
             limits: _,
+            journal,
         } = wire;
         Ok(Self {
             name: source(r#ref)?,
@@ -55,6 +98,7 @@ impl TryFrom<v1::Source> for SourceRow {
             running_job: optional_id(&running_job)?,
             created_at: time(created_at),
             changed_at: time(changed_at),
+            journal: journal.map(Journal::from),
             document: serde_json::from_str(&document).unwrap_or_default(),
             document_text: document,
             latest_millis: latest_at,

@@ -38,6 +38,26 @@ impl Control {
         })
     }
 
+    pub(super) async fn run_check(
+        &self,
+        actor: Actor,
+        request: v1::RunCheckRequest,
+    ) -> Result<v1::RunCheckResponse> {
+        let v1::RunCheckRequest { request_id, source } = request;
+        let source = source_ref(source.as_ref())?;
+        let agent = source.agent.clone();
+        let command = Command::CreateJob {
+            job: JobId::generate(),
+            work: JobWork::Check,
+            source,
+            agent,
+        };
+        let job = self.create(actor, &request_id, command).await?;
+        Ok(v1::RunCheckResponse {
+            job: job.id.as_bytes().to_vec().into(),
+        })
+    }
+
     pub(super) async fn run_restore(
         &self,
         actor: Actor,

@@ -7,6 +7,7 @@ use crate::{
         Actor, Page, Queries as _,
         model::{Snapshot, SnapshotState},
     },
+    data::journal::file_to_wire,
     error::{Error, Result},
 };
 use holdfast_core::{ErrorKind, SnapshotId, limits};
@@ -125,6 +126,28 @@ impl Control {
         let is_shown = |snapshot: &&Snapshot| include_deleted || snapshot.state == SnapshotState::Visible;
         let snapshots = page.items.iter().filter(is_shown).map(wire_snapshot).collect();
         Ok(v1::ListSnapshotsResponse { snapshots, next })
+    }
+
+    pub(super) async fn list_journal(
+        &self,
+        _: Actor,
+        request: v1::ListJournalRequest,
+    ) -> Result<v1::ListJournalResponse> {
+        let source = source_ref(request.source.as_ref())?;
+        let view = self.catalog.read().await?;
+        if view.source(&source)?.is_none() {
+            return Err(Error::refused(
+                ErrorKind::NotFound,
+                format!("there is no source {source}; see `get sources`"),
+            ));
+        }
+        let (after, limit) = (after_of(&request.after)?, limit_of(request.limit));
+        let page = view.journal_files(&source, after.as_deref(), limit)?;
+        let next = next_of(&page);
+        Ok(v1::ListJournalResponse {
+            files: page.items.into_iter().map(file_to_wire).collect(),
+            next,
+        })
     }
 
     pub(super) async fn list_jobs(&self, _: Actor, request: v1::ListRequest) -> Result<v1::ListJobsResponse> {

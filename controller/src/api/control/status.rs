@@ -105,6 +105,14 @@ fn count(view: &CatalogView, now: u64, warnings: &mut Vec<String>) -> Result<Cou
                     warnings.push(format!("{} has no snapshot: run `backup run {0}`", source.source));
                 }
             }
+            let divergent = source.journal.as_ref().map_or(0, |journal| journal.divergent);
+            if divergent > 0 && warnings.len() < WARNINGS_MAX {
+                warnings.push(format!(
+                    "{}: {divergent} files of WAL were handed in with another content than is kept; two servers may archive \
+                     into it, see `get journal {0}`",
+                    source.source
+                ));
+            }
         }
         after = page.next;
         if after.is_none() {

@@ -98,6 +98,7 @@ fn describe(command: &Command) -> (&'static str, String) {
             work,
         } => match work {
             crate::catalog::model::JobWork::Backup => ("backup.run", format!("{source} ({job})")),
+            crate::catalog::model::JobWork::Check => ("check.run", format!("{source} ({job})")),
             crate::catalog::model::JobWork::Restore(spec) => (
                 "restore.run",
                 format!("{source}@{} to {agent}:{} ({job})", spec.snapshot, spec.target),
@@ -113,6 +114,8 @@ fn describe(command: &Command) -> (&'static str, String) {
         Command::ExpireSession { session, .. } => ("session.expire", session.to_string()),
         Command::RegisterPacks { packs } => ("pack.register", packs.len().to_string()),
         Command::CommitSnapshot { session, .. } => ("snapshot.commit", session.to_string()),
+        Command::OpenJournal { source, .. } => ("journal.open", source.to_string()),
+        Command::AppendJournal { page, .. } => ("journal.append", page.id.to_string()),
         Command::DeleteSnapshot { snapshot, .. } => ("snapshot.delete", snapshot.to_string()),
         Command::UndeleteSnapshot { snapshot } => ("snapshot.undelete", snapshot.to_string()),
         Command::GcBegin => ("gc.begin", String::new()),

@@ -5,7 +5,7 @@ use crate::catalog::{
     command::{PackOutcome, Reply, RewrittenPack},
     keys,
     kv::Read,
-    model::{GcRun, SnapshotState, VaultUse},
+    model::{GcRun, SessionState, SnapshotState, VaultUse},
     query::{PackPlace, Queries},
 };
 use holdfast_core::{ErrorKind, PackId, SnapshotId, SourceRef};
@@ -21,7 +21,11 @@ pub(super) fn begin<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
             format!("a garbage collection runs already (since entry {})", run.fence),
         );
     }
-    let open = cx.txn.open_sessions()?;
+    let (journals, open): (Vec<_>, Vec<_>) = cx
+        .txn
+        .open_sessions()?
+        .into_iter()
+        .partition(|session| session.is_journal);
     if let Some(session) = open.first() {
         return refuse(
             ErrorKind::Conflict,
@@ -31,6 +35,10 @@ pub(super) fn begin<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
                 session.source
             ),
         );
+    }
+    // What they sent and is in no page yet they send again: agents hold files until they are kept.
+    for session in journals {
+        sessions::end(cx, session, SessionState::Closed, "a garbage collection began")?;
     }
     cx.txn.put(
         vec![keys::GC],

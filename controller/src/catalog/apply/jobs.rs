@@ -14,6 +14,8 @@ use holdfast_core::{ErrorKind, JobId, Name, SourceRef};
 const ATTEMPTS_MAX: u32 = 3;
 /// Longest error text kept with a job, in characters.
 const ERROR_MAX: usize = 2000;
+/// Most findings kept with a check: more than there are things to find, and a bound on the job's record.
+const FINDINGS_MAX: usize = 16;
 /// Most paths of one restore.
 const RESTORE_PATHS_MAX: usize = 1000;
 /// Longest path of one, or pattern, in bytes: PATH_MAX. The agent holds patterns against every name that it meets.
@@ -53,6 +55,23 @@ pub(super) fn create<R: Read>(
             }
             source.active_job = Some(id);
             cx.txn.put(keys::source(source_name), &source)?;
+        }
+        JobWork::Check => {
+            let Some(source) = cx.txn.source(source_name)? else {
+                return refuse(ErrorKind::NotFound, format!("there is no source {source_name}"));
+            };
+            if source.postgres.is_none() {
+                return refuse(
+                    ErrorKind::Invalid,
+                    format!("source {source_name} is of files; only PostgreSQL sources are checked"),
+                );
+            }
+            if *agent != source_name.agent {
+                return refuse(
+                    ErrorKind::Invalid,
+                    format!("source {source_name} is not served by agent {agent}"),
+                );
+            }
         }
         JobWork::Restore(spec) => {
             let is_visible = cx
@@ -139,6 +158,7 @@ pub(super) fn finish<R: Read>(
     }
     let mut outcome = JobOutcome {
         error: outcome.error.chars().take(ERROR_MAX).collect(),
+        findings: outcome.findings.iter().take(FINDINGS_MAX).cloned().collect(),
         ..outcome.clone()
     };
     if job.work == JobWork::Backup {
@@ -199,6 +219,10 @@ pub(super) fn lose<R: Read>(cx: &mut Context<'_, '_, R>, id: JobId, attempt: u32
             );
             end(cx, job, outcome, &reason)
         }
+        JobWork::Check => {
+            let outcome = over(JobState::Interrupted, ErrorKind::Interrupted, reason.clone());
+            end(cx, job, outcome, &reason)
+        }
         JobWork::Restore(_) => {
             let text = format!(
                 "{reason}; what was restored so far is in the target, start it again with --in-place"
@@ -243,6 +267,7 @@ fn over(state: JobState, kind: ErrorKind, error: String) -> JobOutcome {
         snapshot: None,
         stats: RunStats::default(),
         limits: None,
+        findings: Vec::new(),
     }
 }
 
@@ -275,6 +300,7 @@ fn committed_outcome<R: Read>(cx: &Context<'_, '_, R>, job: &Job) -> Outcome<Opt
         snapshot: Some(snapshot.id),
         stats: snapshot.stats,
         limits: None,
+        findings: Vec::new(),
     }))
 }
 

@@ -20,22 +20,26 @@ pub(super) struct Opening<'a> {
     pub attempt: u32,
 }
 
-pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Outcome {
+/// The vault of an agent that may open a session now.
+pub(super) fn may_open<R: Read>(cx: &Context<'_, '_, R>, name: &Name, incarnation: u32) -> Outcome<VaultId> {
     if cx.txn.gc_run()?.is_some() {
         return refuse(
             ErrorKind::Unavailable,
-            "a garbage collection runs; backups begin again when it has ended",
+            "a garbage collection runs; backups and journals go on when it has ended",
         );
     }
-    let Some(agent) = cx.txn.agent(new.agent)? else {
-        return refuse(ErrorKind::NotFound, format!("there is no agent {}", new.agent));
-    };
-    if agent.incarnation != new.incarnation {
-        return refuse(
+    match cx.txn.agent(name)? {
+        Some(agent) if agent.incarnation == incarnation => Ok(agent.vault),
+        Some(_) => refuse(
             ErrorKind::Denied,
-            format!("agent {} was replaced by a newer host", new.agent),
-        );
+            format!("agent {name} was replaced by a newer host"),
+        ),
+        None => refuse(ErrorKind::NotFound, format!("there is no agent {name}")),
     }
+}
+
+pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Outcome {
+    let vault = may_open(cx, new.agent, new.incarnation)?;
     let Some(mut source) = cx.txn.source(new.source)? else {
         return refuse(ErrorKind::NotFound, format!("there is no source {}", new.source));
     };
@@ -81,7 +85,7 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
     let session = Session {
         id: new.session,
         source: new.source.clone(),
-        vault: agent.vault,
+        vault,
         agent: new.agent.clone(),
         incarnation: new.incarnation,
         job: new.job,
@@ -95,14 +99,14 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
         ended_at: 0,
         reason: String::new(),
         packs: 0,
+        is_journal: false,
     };
     source.next_sequence += 1;
     source.open_session = Some(session.id);
     job.session = Some(session.id);
     cx.txn.put(keys::source(new.source), &source)?;
     cx.txn.put(keys::job(job.id), &job)?;
-    cx.txn.put(keys::session(session.id), &session)?;
-    cx.txn.put(keys::session_open(session.id), &session.id)?;
+    put_open(cx, &session)?;
     opened(cx, session)
 }
 
@@ -151,6 +155,13 @@ pub(super) fn expire<R: Read>(cx: &mut Context<'_, '_, R>, id: SessionId, fence:
     Ok(Reply::Done)
 }
 
+/// Writes a session that begins.
+pub(super) fn put_open<R: Read>(cx: &mut Context<'_, '_, R>, session: &Session) -> Outcome<()> {
+    cx.txn.put(keys::session(session.id), session)?;
+    cx.txn.put(keys::session_open(session.id), &session.id)?;
+    Ok(())
+}
+
 /// Ends an open session and frees its source.
 pub(super) fn end<R: Read>(
     cx: &mut Context<'_, '_, R>,
@@ -162,11 +173,22 @@ pub(super) fn end<R: Read>(
     session.ended_at = cx.now;
     session.reason = reason.chars().take(500).collect();
     cx.txn.delete(keys::session_open(session.id));
-    if let Some(mut source) = cx.txn.source(&session.source)?
-        && source.open_session == Some(session.id)
-    {
-        source.open_session = None;
-        cx.txn.put(keys::source(&session.source), &source)?;
+    if let Some(mut source) = cx.txn.source(&session.source)? {
+        let mut is_its = source.open_session == Some(session.id);
+        if is_its {
+            source.open_session = None;
+        }
+        if let Some(journal) = source
+            .journal
+            .as_mut()
+            .filter(|journal| journal.open_session == Some(session.id))
+        {
+            journal.open_session = None;
+            is_its = true;
+        }
+        if is_its {
+            cx.txn.put(keys::source(&session.source), &source)?;
+        }
     }
     cx.txn.put(keys::session(session.id), &session)?;
     Ok(())

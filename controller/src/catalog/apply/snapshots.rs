@@ -27,6 +27,12 @@ pub(super) fn commit<R: Read>(
         return Ok(Reply::Snapshot(Box::new(snapshot)));
     }
     let session = sessions::find_open(cx, id, fence)?;
+    if session.is_journal {
+        return refuse(
+            ErrorKind::Invalid,
+            format!("session {id} is of a journal, not of a backup"),
+        );
+    }
     if as_of_index > cx.index {
         return refuse(
             ErrorKind::Invalid,

@@ -74,6 +74,7 @@ pub(super) fn put<R: Read>(
         snapshots: 0,
         active_job: None,
         open_session: None,
+        journal: None,
     });
     let changed = created
         || source.document != document
@@ -106,6 +107,12 @@ pub(super) fn delete<R: Read>(cx: &mut Context<'_, '_, R>, name: &SourceRef) -> 
         return refuse(
             ErrorKind::Conflict,
             format!("source {name} is being backed up; wait until its session ends"),
+        );
+    }
+    if source.journal.is_some() {
+        return refuse(
+            ErrorKind::Conflict,
+            format!("source {name} has a journal, which nothing could address without it; it is kept"),
         );
     }
     if !cx

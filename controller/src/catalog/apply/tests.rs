@@ -14,6 +14,7 @@ use holdfast_core::{
 
 mod determinism;
 mod host_limits;
+mod journal;
 mod postgres_sources;
 mod restores;
 
@@ -232,6 +233,7 @@ fn finish(job: JobId, state: JobState) -> Command {
         snapshot: None,
         stats: RunStats::default(),
         limits: None,
+        findings: Vec::new(),
     };
     Command::FinishJob {
         job,

@@ -9,12 +9,24 @@ use holdfast_core::ErrorKind;
 use holdfast_net::Fault;
 use holdfast_restore::{
     RestoreError, RestoreOptions, RestoreReport, Snapshot,
-    postgres::{self, Backup, DamagedBlock, PostgresError, PostgresReport, Request},
+    postgres::{
+        self, Backup, DamagedBlock, PostgresError, PostgresReport, Request, ServerState, Start, Started, Way,
+    },
     shown,
 };
 use serde::Serialize;
-use std::{ffi::OsString, path::Path};
+use std::{
+    ffi::OsString,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
+/// Between two lines about a server that replays.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 /// Damaged blocks that are printed one by one; JSON has all that the backup lists.
 const DAMAGED_SHOWN: usize = 100;
 
@@ -28,8 +40,73 @@ pub(super) struct Cluster {
     tablespaces: Vec<Tablespace>,
     /// Where the WAL is kept that lay there before.
     wal_aside: Option<String>,
+    /// What the server recovers to when it starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<Recovers>,
+    /// How far it came, if it was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<Server>,
     damaged_count: u64,
     damaged: Vec<Damaged>,
+    #[serde(skip)]
+    major: u32,
+}
+
+/// A server that was started.
+#[derive(Debug, Serialize)]
+struct Server {
+    /// `ready`, `reading` or `stopped`.
+    state: &'static str,
+    timeline: u32,
+    lsn: String,
+    /// Why it recovered to there, in the server's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    log: String,
+}
+
+impl From<Started> for Server {
+    fn from(started: Started) -> Self {
+        let Started {
+            state,
+            timeline,
+            lsn,
+            reason,
+            log,
+        } = started;
+        Self {
+            state: match state {
+                ServerState::Ready => "ready",
+                ServerState::Reading => "reading",
+                ServerState::Stopped => "stopped",
+            },
+            timeline: timeline.get(),
+            lsn: lsn.to_string(),
+            reason,
+            log: log.display().to_string(),
+        }
+    }
+}
+
+/// A recovery that a server begins when it starts.
+#[derive(Debug, Serialize)]
+struct Recovers {
+    timeline: u32,
+    /// The last segment of WAL that it has.
+    reaches: Option<String>,
+    wal_files: usize,
+    wal_bytes: u64,
+}
+
+impl From<Way> for Recovers {
+    fn from(way: Way) -> Self {
+        Self {
+            timeline: way.timeline.get(),
+            reaches: way.reaches.map(|segment| segment.to_string()),
+            wal_files: way.files.len(),
+            wal_bytes: way.bytes,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -73,6 +150,7 @@ pub(super) async fn restore(
         dir: target.to_path_buf(),
         tablespaces: plan.tablespaces.to_vec(),
         in_place: plan.in_place,
+        recover_to: plan.recover_to.clone(),
     };
     let done = postgres::restore(snapshot, backup, request, options)
         .await
@@ -82,6 +160,7 @@ pub(super) async fn restore(
         complete,
         plan: decided,
         wal_aside,
+        way,
     } = done;
     let (manifest, clear) = (&backup.manifest, &snapshot.root().clear);
     if clear.partial && manifest.damaged_count == 0 {
@@ -109,6 +188,9 @@ pub(super) async fn restore(
         version: manifest.server_version.clone(),
         tablespaces: tablespaces.collect(),
         wal_aside: wal_aside.map(|path| path.display().to_string()),
+        recovery: way.map(Recovers::from),
+        server: None,
+        major: manifest.version,
         damaged_count: manifest.damaged_count,
         damaged: damaged.collect(),
     };
@@ -132,7 +214,20 @@ fn explained(error: RestoreError) -> Fault {
                 "give the tablespace another place: --tablespace NAME=DIR"
             }
             PostgresError::Bad(_) | PostgresError::File { .. } => "choose another snapshot",
+            PostgresError::Way(_) => "choose another snapshot (SOURCE@SNAPSHOT), target or --timeline",
+            PostgresError::WalMissing { .. } => {
+                "recover to a target before the gap, or choose a snapshot after it; holdfastctl get journal shows what there is"
+            }
+            PostgresError::NotThatFar { .. } => {
+                "wait until WAL of that time is archived, or leave the target out to recover all that there is"
+            }
             PostgresError::Newer(_) => "update holdfastctl",
+            PostgresError::NoPrograms { .. } => {
+                "what was restored is whole; start it on a machine with that version, or install it and run its pg_ctl start"
+            }
+            PostgresError::NotRecovered { .. } => {
+                "what was restored is whole; mend what the server complains of, and start it with its pg_ctl start"
+            }
             PostgresError::Mapping(_) | PostgresError::Busy { .. } => return lift(error),
         },
         _ => return hinted(error),
@@ -141,6 +236,42 @@ fn explained(error: RestoreError) -> Fault {
 }
 
 impl Cluster {
+    /// Starts the server on what was restored, if that is whole, and follows it.
+    pub(super) async fn start(&mut self, dir: &Path, options: Option<&str>, promotes: bool) -> Result<()> {
+        if !self.complete {
+            return Ok(());
+        }
+        let start = Start {
+            dir: dir.to_path_buf(),
+            major: self.major,
+            options: options.map(str::to_owned),
+            promotes,
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let mut told = (Instant::now(), None);
+        let starting = tokio::task::spawn_blocking(move || {
+            postgres::start(&start, |lsn| {
+                if told.0.elapsed() >= TELL_INTERVAL && told.1 != Some(lsn) {
+                    eprintln!("the server has replayed its WAL at least to {lsn}");
+                    told = (Instant::now(), Some(lsn));
+                }
+                !stopping.load(Ordering::Relaxed)
+            })
+        });
+        tokio::pin!(starting);
+        let started = tokio::select! {
+            started = &mut starting => started,
+            _ = tokio::signal::ctrl_c() => {
+                stop.store(true, Ordering::Relaxed);
+                starting.await
+            }
+        };
+        let started = started.map_err(|error| fault(ErrorKind::Internal, error.to_string()))?;
+        self.server = Some(started.map_err(explained)?.into());
+        Ok(())
+    }
+
     /// Says on standard error what an operator must know, and how it ended.
     pub(super) fn finish(&self, problems: u64, dry_run: bool) -> Result<()> {
         if let Some(path) = &self.wal_aside {
@@ -166,6 +297,34 @@ impl Cluster {
         }
         if !dry_run && !self.complete {
             return Err(fault(ErrorKind::Internal, "the restore is not complete"));
+        }
+        if let Some(Server {
+            state,
+            timeline,
+            lsn,
+            reason,
+            log,
+        }) = &self.server
+        {
+            let how = match *state {
+                "ready" => "takes writes",
+                "stopped" => "has stopped at its target",
+                _ => "answers queries while it replays, and waits where its WAL or its target ends",
+            };
+            let why = reason
+                .as_ref()
+                .map(|reason| format!(" ({})", printable(reason)))
+                .unwrap_or_default();
+            eprintln!(
+                "the server {how}: timeline {timeline}, recovered to {lsn}{why}; its output is in {log}"
+            );
+        } else if let Some(recovery) = &self.recovery
+            && self.complete
+        {
+            eprintln!(
+                "note: the server recovers along timeline {} when it starts; {} files of WAL are in pg_wal",
+                recovery.timeline, recovery.wal_files
+            );
         }
         if self.complete {
             eprintln!(
@@ -198,6 +357,9 @@ mod tests {
             version: "15.1".into(),
             tablespaces: Vec::new(),
             wal_aside: None,
+            recovery: None,
+            server: None,
+            major: 15,
             damaged_count,
             damaged: vec![Damaged {
                 file: "data/base/5/1\n".into(),

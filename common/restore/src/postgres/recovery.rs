@@ -1,0 +1,231 @@
+//! Recovery beyond the end of a backup: the WAL on the way is found before anything is written, and put where the server
+//! looks for it.
+//!
+//! All of it goes into `pg_wal`. A server in recovery asks its `restore_command` first and takes what lies there when that
+//! has none: so a command that never has any is enough, and the server needs neither a controller nor an agent while it
+//! replays.
+
+use super::{Backup, PostgresError, files::failed};
+use crate::{BlobOpener, RestoreError, Result, journal::Journal, place::open_below};
+use holdfast_core::{UnixMillis, limits::PG_HISTORY_MAX};
+use holdfast_postgres::{
+    Archive, ArchivedSegments, BackupRange, Need, Recovery, RecoveryMode, RecoveryTarget, Run, Segment,
+    TargetAction, TargetTimeline, TimelineHistory, TimelineId, WalFile, WalPlan, plan_wal,
+};
+use rustix::fs::{self, Mode, OFlags};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::fd::BorrowedFd,
+};
+
+/// Never has a file: servers then look into `pg_wal`.
+pub const NO_ARCHIVE: &str = "/bin/false";
+/// Runs of missing segments that are named.
+const MISSING_NAMED: usize = 5;
+
+/// What a restored cluster is to recover to, and from what.
+#[derive(Debug, Clone)]
+pub struct RecoverTo {
+    /// The target.
+    pub recovery: Recovery,
+    /// What is archived of the source.
+    pub journal: Journal,
+}
+
+impl RecoverTo {
+    /// Whether the server takes writes in the end, and does not wait or stop at its target.
+    #[must_use]
+    pub fn promotes(&self) -> bool {
+        // Without a target there is nothing to wait at, but for a standby more WAL.
+        self.recovery.mode == RecoveryMode::Primary
+            && (self.recovery.action == TargetAction::Promote
+                || self.recovery.target == RecoveryTarget::Latest)
+    }
+}
+
+/// The way to the target, all of it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// What the server is told.
+    pub recovery: Recovery,
+    /// The timeline that leads there.
+    pub timeline: TimelineId,
+    /// The last segment that there is.
+    pub reaches: Option<Segment>,
+    /// Files of the journal that go into `pg_wal`.
+    pub files: Vec<String>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Finds the way; on a thread that may wait.
+pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> Result<Way> {
+    let manifest = &backup.manifest;
+    let size = manifest.wal_segment_size;
+    let journal = &to.journal;
+    let mut segments = ArchivedSegments::new(size);
+    let mut histories = BTreeMap::new();
+    let own: Vec<Segment> = size
+        .segments_between(manifest.timeline, manifest.start_lsn, manifest.stop_lsn)
+        .collect();
+    for segment in &own {
+        segments.insert(*segment).map_err(of_archive)?;
+    }
+    for name in journal.files().keys() {
+        match WalFile::parse(name, size) {
+            Ok(WalFile::Segment(segment)) => segments.insert(segment).map_err(of_archive)?,
+            Ok(WalFile::History(timeline)) => {
+                let bytes = journal.read(opener, name, PG_HISTORY_MAX)?;
+                let history = TimelineHistory::parse(timeline, &bytes).map_err(of_archive)?;
+                histories.insert(timeline, history);
+            }
+            // A partial segment's content comes under the next timeline's name; notes of backups are for people.
+            Ok(WalFile::Partial(_) | WalFile::Backup { .. }) | Err(_) => {}
+        }
+    }
+    let range = BackupRange {
+        timeline: manifest.timeline,
+        start: manifest.start_lsn,
+        stop: manifest.stop_lsn,
+    };
+    let archive = Archive {
+        segments: &segments,
+        histories: &histories,
+    };
+    let (target, timeline) = (&to.recovery.target, to.recovery.timeline);
+    let plan = plan_wal(range, archive, target, timeline).map_err(of_archive)?;
+    check(&plan, target, journal)?;
+    let files = files_of(&plan, &own, &histories, journal);
+    Ok(Way {
+        recovery: Recovery {
+            timeline: told(&plan, manifest.timeline, target),
+            ..to.recovery.clone()
+        },
+        timeline: plan.timeline,
+        reaches: plan.reaches,
+        bytes: files
+            .iter()
+            .filter_map(|name| Some(journal.files().get(name)?.len))
+            .sum(),
+        files,
+    })
+}
+
+fn of_archive(source: holdfast_postgres::PgError) -> PostgresError {
+    PostgresError::Way(source)
+}
+
+/// By number, so that the server follows the very timeline whose WAL was found; its own needs none.
+fn told(plan: &WalPlan, own: TimelineId, target: &RecoveryTarget) -> TargetTimeline {
+    if plan.timeline == own || *target == RecoveryTarget::Immediate {
+        TargetTimeline::Current
+    } else {
+        TargetTimeline::Is(plan.timeline)
+    }
+}
+
+/// Refuses what no server could reach.
+fn check(plan: &WalPlan, target: &RecoveryTarget, journal: &Journal) -> Result<(), PostgresError> {
+    if !plan.is_whole() {
+        return Err(PostgresError::WalMissing {
+            missing: named(&plan.missing, plan),
+            reaches: plan.reaches.map(|segment| segment.to_string()),
+        });
+    }
+    let RecoveryTarget::Time(time) = target else {
+        return Ok(());
+    };
+    // What was kept then was written before.
+    let newest = journal.files().values().map(|file| file.kept_at).max();
+    let wanted = UnixMillis::try_from(time.as_millisecond()).unwrap_or(0);
+    match newest {
+        Some(newest) if wanted <= newest => Ok(()),
+        newest => Err(PostgresError::NotThatFar {
+            newest: newest.and_then(|at| jiff::Timestamp::from_millisecond(i64::try_from(at).ok()?).ok()),
+        }),
+    }
+}
+
+fn named(missing: &[Run], plan: &WalPlan) -> String {
+    let size = plan
+        .reaches
+        .map_or(holdfast_postgres::SegmentSize::MIN, Segment::size);
+    let name = |timeline, number| {
+        Segment::new(timeline, number, size).map_or_else(String::new, |segment| segment.to_string())
+    };
+    let runs = missing.iter().take(MISSING_NAMED).map(|run| {
+        if run.first == run.last {
+            name(run.timeline, run.first)
+        } else {
+            format!(
+                "{} to {}",
+                name(run.timeline, run.first),
+                name(run.timeline, run.last)
+            )
+        }
+    });
+    let mut text = runs.collect::<Vec<_>>().join(", ");
+    if missing.len() > MISSING_NAMED {
+        text.push_str(&format!(" and {} more", missing.len() - MISSING_NAMED));
+    }
+    text
+}
+
+/// Segments on the way that the backup does not hold itself, and the histories of all timelines.
+fn files_of(
+    plan: &WalPlan,
+    own: &[Segment],
+    histories: &BTreeMap<TimelineId, TimelineHistory>,
+    journal: &Journal,
+) -> Vec<String> {
+    let own: BTreeSet<Segment> = own.iter().copied().collect();
+    // All histories, also those off the way: a server that is promoted takes the next number that it finds free, and must
+    // not take one whose WAL is archived already.
+    let mut names: Vec<String> = histories
+        .keys()
+        .map(|timeline| WalFile::History(*timeline).to_string())
+        .collect();
+    let size = plan.reaches.map(Segment::size);
+    for Need { any_of, first, last } in &plan.needs {
+        let last = last.or(plan.reaches.map(Segment::number)).unwrap_or(*first);
+        for number in *first..=last {
+            let on_any = any_of
+                .iter()
+                .filter_map(|timeline| Segment::new(*timeline, number, size?))
+                .filter(|segment| !own.contains(segment))
+                .map(|segment| segment.to_string());
+            names.extend(on_any.filter(|name| journal.files().contains_key(name)));
+        }
+    }
+    names
+}
+
+/// Puts the way's files into `pg_wal`, each under its name only when it is whole. Those that are there stay.
+pub(super) fn place(
+    opener: &mut BlobOpener,
+    journal: &Journal,
+    way: &Way,
+    wal: BorrowedFd<'_>,
+    mut placed: impl FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    for name in &way.files {
+        let Some(expected) = journal.files().get(name) else {
+            continue;
+        };
+        let temporary = format!(".holdfast-{name}");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+        let file = open_below(wal, temporary.as_bytes(), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(failed("make", name.as_bytes()))?;
+        let mut file = File::from(file);
+        let len = journal.write(opener, name, &mut file)?;
+        if len != expected.len {
+            return Err(RestoreError::Protocol(
+                "a file of another length than the catalog says",
+            ));
+        }
+        fs::renameat(wal, &temporary, wal, name).map_err(failed("rename", name.as_bytes()))?;
+        placed(len)?;
+    }
+    Ok(())
+}
