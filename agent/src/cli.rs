@@ -5,6 +5,7 @@ use crate::{
     daemon,
     error::{AgentError, Result},
     join::{Join, join},
+    wal,
 };
 use clap::{Parser, Subcommand};
 use holdfast_core::HasKind as _;
@@ -44,19 +45,76 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Archive the WAL of a PostgreSQL server on this host: its archive_command and restore_command.
+    #[command(subcommand)]
+    Wal(WalCommand),
 }
+
+#[derive(Debug, Subcommand)]
+enum WalCommand {
+    /// Hand a file to the running agent; done once the controllers keep it. archive_command = 'holdfast-agent wal push --source
+    /// NAME %p'
+    Push {
+        /// The source on this agent.
+        #[arg(long, value_name = "NAME")]
+        source: String,
+        /// Where the agent listens.
+        #[arg(long, default_value = SOCKET)]
+        socket: PathBuf,
+        /// The file: %p.
+        path: PathBuf,
+    },
+    /// Get a file from the running agent. restore_command = 'holdfast-agent wal fetch --source NAME %f %p'
+    Fetch {
+        /// The source: NAME on this agent, or AGENT/NAME.
+        #[arg(long, value_name = "NAME")]
+        source: String,
+        /// Where the agent listens.
+        #[arg(long, default_value = SOCKET)]
+        socket: PathBuf,
+        /// Seconds to try while no controller answers.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        fetch_timeout: u64,
+        /// The server is a standby, which asks again by itself: what cannot be had now ends nothing.
+        #[arg(long)]
+        standby: bool,
+        /// The file's name: %f.
+        name: String,
+        /// Where it goes: %p.
+        path: PathBuf,
+    },
+}
+
+/// Where agents listen for servers on their host, if their configuration says so.
+const SOCKET: &str = "/run/holdfast/agent.sock";
 
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // To a server that recovers, the usual code of wrong arguments says that there is no such file.
+            let is_fetch = std::env::args_os().skip(1).take(2).eq(["wal", "fetch"]);
+            let _ = error.print();
+            return match error.exit_code() {
+                0 => ExitCode::SUCCESS,
+                _ if is_fetch => ExitCode::from(126),
+                code => ExitCode::from(u8::try_from(code).unwrap_or(2)),
+            };
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("agent")
         .worker_threads(2)
         .enable_all()
         .build();
     let done = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli.command)),
+        Ok(runtime) => match cli.command {
+            // Servers give their exit codes a meaning of their own.
+            Command::Wal(command) => return ExitCode::from(runtime.block_on(run_wal(command))),
+            command => runtime.block_on(run(command)),
+        },
         Err(error) => Err(AgentError::Internal(format!("start the runtime: {error}"))),
     };
     match done {
@@ -73,8 +131,33 @@ pub fn main() -> ExitCode {
     }
 }
 
+async fn run_wal(command: WalCommand) -> u8 {
+    match command {
+        WalCommand::Push { source, socket, path } => wal::push(wal::Push { socket, source, path }).await,
+        WalCommand::Fetch {
+            source,
+            socket,
+            fetch_timeout,
+            standby,
+            name,
+            path,
+        } => {
+            wal::fetch(wal::Fetch {
+                socket,
+                source,
+                name,
+                path,
+                patience: std::time::Duration::from_secs(fetch_timeout),
+                standby,
+            })
+            .await
+        }
+    }
+}
+
 async fn run(command: Command) -> Result<()> {
     match command {
+        Command::Wal(_) => Err(AgentError::Internal("WAL is served elsewhere".into())),
         Command::Join {
             token_file,
             allow,

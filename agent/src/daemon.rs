@@ -6,6 +6,7 @@ use crate::{
     jobs::{Jobs, OUTBOX_LEN},
     postgres::Staging,
     state::State,
+    wal,
 };
 use holdfast_core::{ErrorKind, limits::RECONNECT_PAUSE};
 use holdfast_net::{
@@ -60,6 +61,16 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
     let jobs = Jobs::new(Arc::clone(&state), Arc::clone(&config), tls.clone(), &metrics);
     // Distinguishes a restart from a reconnect.
     let hello = hello(&state, &config, u64::from(std::process::id()) ^ boot_nanos());
+    let wal = match &config.socket {
+        Some(socket) => Some(wal::serve(
+            socket,
+            Arc::clone(&state),
+            Arc::clone(&config),
+            tls.clone(),
+            stop.clone(),
+        )?),
+        None => None,
+    };
     notify::ready();
     notify::spawn_watchdog(stop.clone(), || true);
     tokio::spawn(keep_certificate_fresh(
@@ -98,6 +109,9 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
         pause = (pause * 2).min(RECONNECT_PAUSE.1);
     }
     jobs.stop(STOP_PATIENCE).await;
+    if let Some(wal) = wal {
+        let _ = tokio::time::timeout(STOP_PATIENCE, wal).await;
+    }
     Ok(())
 }
 

@@ -26,5 +26,6 @@ pub mod postgres;
 pub mod remote;
 pub mod restore_job;
 pub mod state;
+pub mod wal;
 
 pub use error::{AgentError, Result};

@@ -1,0 +1,283 @@
+//! The agent's end of the socket: who may ask is asked of the kernel, one request a connection.
+
+use super::{
+    archive::Archive,
+    caller,
+    cluster_files::ClusterFiles,
+    fetched::{Fetcher, Found},
+    protocol::{Answer, Request, TEXT_MAX, receive, send},
+    sealing::Sealing,
+};
+use crate::{
+    config::Config,
+    error::{AgentError, Result},
+    postgres::ClusterConfig,
+    state::State,
+};
+use holdfast_core::{ErrorKind, HasKind as _, Name, NameError, SourceRef};
+use holdfast_net::client::ClientTls;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Requests that are answered side by side; more wait. Servers archive one file at a time.
+const REQUESTS_MAX: usize = 64;
+/// Longest wait for what a client asks.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest that a push may take before the server is told to try again.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often sessions are looked at that nothing is appended to.
+const IDLE_CHECK: Duration = Duration::from_secs(10);
+
+/// The socket's service.
+struct Service {
+    state: Arc<State>,
+    config: Arc<Config>,
+    tls: ClientTls,
+    archives: Mutex<BTreeMap<Name, Arc<Archive>>>,
+    fetcher: Fetcher,
+}
+
+/// Listens at `socket` until told to stop.
+///
+/// # Errors
+/// When the socket cannot be made, or another agent listens there.
+pub fn serve(
+    socket: &Path,
+    state: Arc<State>,
+    config: Arc<Config>,
+    tls: ClientTls,
+    stop: CancellationToken,
+) -> Result<tokio::task::JoinHandle<()>> {
+    let listener = listen(socket)?;
+    let fetcher = Fetcher::new(Arc::clone(&state), tls.clone())?;
+    let service = Arc::new(Service {
+        state,
+        config,
+        tls,
+        archives: Mutex::default(),
+        fetcher,
+    });
+    let socket = socket.to_owned();
+    tracing::info!(socket = %socket.display(), "WAL can be pushed and fetched");
+    Ok(tokio::spawn(async move {
+        service.run(listener, stop).await;
+        let _ = fs::remove_file(&socket);
+    }))
+}
+
+fn listen(socket: &Path) -> Result<UnixListener> {
+    if let Some(dir) = socket.parent() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(dir)
+            .map_err(AgentError::io("make", dir))?;
+    }
+    if fs::symlink_metadata(socket).is_ok_and(|about| about.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+            return Err(AgentError::Invalid(format!(
+                "another process listens at {}; stop it, or name another socket in agent.toml",
+                socket.display()
+            )));
+        }
+        fs::remove_file(socket).map_err(AgentError::io("remove", socket))?;
+    }
+    let listener = UnixListener::bind(socket).map_err(AgentError::io("listen at", socket))?;
+    // Everybody may connect; who may ask for what is decided by the kernel's word on who that is.
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666))
+        .map_err(AgentError::io("open to all", socket))?;
+    Ok(listener)
+}
+
+impl Service {
+    async fn run(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
+        let room = Arc::new(Semaphore::new(REQUESTS_MAX));
+        let mut idle = tokio::time::interval(IDLE_CHECK);
+        loop {
+            let connection = tokio::select! {
+                () = stop.cancelled() => break,
+                _ = idle.tick() => {
+                    for archive in self.all() {
+                        // Not here: a push may hold it for long.
+                        tokio::spawn(async move { archive.close_idle().await });
+                    }
+                    continue;
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok((connection, _)) => connection,
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection to the agent's socket failed");
+                        continue;
+                    }
+                },
+            };
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+                break;
+            };
+            let this = Arc::clone(&self);
+            tokio::spawn(async move {
+                if let Err(error) = this.answer(connection).await {
+                    tracing::debug!(%error, "a client of the agent's socket went away");
+                }
+                drop(place);
+            });
+        }
+        for archive in self.all() {
+            archive.close().await;
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Archive>> {
+        self.archives.lock().values().cloned().collect()
+    }
+
+    async fn answer(&self, connection: UnixStream) -> Result<()> {
+        let caller = connection
+            .peer_cred()
+            .map_err(AgentError::io("ask who is at", Path::new("the agent's socket")))?
+            .uid();
+        let (input, mut output) = connection.into_split();
+        let request = tokio::time::timeout(ASK_TIMEOUT, receive(&mut BufReader::new(input)))
+            .await
+            .map_err(|_| failure(ErrorKind::Timeout, "it asked nothing in time"))??;
+        match request {
+            Request::Push { source, data, path } => {
+                let kept =
+                    match tokio::time::timeout(PUSH_TIMEOUT, self.push(caller, &source, data, path)).await {
+                        Ok(kept) => kept,
+                        Err(_) => Err(failure(
+                            ErrorKind::Timeout,
+                            "the controllers did not take it in time; the server tries again",
+                        )),
+                    };
+                let answer = match kept {
+                    Ok(()) => Answer::Kept,
+                    Err(error) => failed(&source, &error),
+                };
+                send(&mut output, &answer).await
+            }
+            Request::Fetch {
+                source,
+                name,
+                patience_ms,
+            } => {
+                let patience = Duration::from_millis(patience_ms);
+                match self.fetch(caller, &source, &name, patience).await {
+                    Ok(Found::Absent) => send(&mut output, &Answer::Absent).await,
+                    Ok(Found::File { file, len }) => {
+                        send(&mut output, &Answer::File { len }).await?;
+                        let mut file = tokio::fs::File::from_std(file);
+                        tokio::io::copy(&mut file, &mut output)
+                            .await
+                            .map_err(AgentError::io("send", Path::new(&name)))?;
+                        output
+                            .shutdown()
+                            .await
+                            .map_err(AgentError::io("send", Path::new(&name)))
+                    }
+                    Err(error) => send(&mut output, &failed(&source, &error)).await,
+                }
+            }
+        }
+    }
+
+    async fn push(&self, caller: u32, source: &str, data: PathBuf, path: PathBuf) -> Result<()> {
+        let source = self.source(source)?;
+        let section = self.section(&source.source).ok_or_else(|| {
+            AgentError::NotAllowed(format!(
+                "no PostgreSQL cluster {0} is allowed on this host; add these lines to agent.toml, with its data directory in \
+                 `allow`, and restart the agent:\n[postgres.{0}]",
+                source.source
+            ))
+        })?;
+        caller::check(caller, section, source.source.as_str())?;
+        if source.agent != self.state.membership.name {
+            return Err(AgentError::Invalid(format!(
+                "{source} is a source of another agent; this one is {}",
+                self.state.membership.name
+            )));
+        }
+        let allow = self.config.allow.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let files = ClusterFiles::open(&data, caller, &allow)?;
+            let name = files.name_of(&data, &path)?;
+            Ok::<_, AgentError>((Arc::new(files), name))
+        });
+        let (files, name) = opened
+            .await
+            .map_err(|error| AgentError::Internal(error.to_string()))??;
+        self.archive(&source).keep(files, name).await?;
+        tracing::debug!(%source, file = %name, "WAL kept");
+        Ok(())
+    }
+
+    async fn fetch(&self, caller: u32, source: &str, name: &str, patience: Duration) -> Result<Found> {
+        let source = self.source(source)?;
+        let none = ClusterConfig::default();
+        let section = self.section(&source.source).unwrap_or(&none);
+        caller::check(caller, section, source.source.as_str())?;
+        self.fetcher.fetch(&source, name, patience).await
+    }
+
+    /// `NAME` is a source of this agent, `AGENT/NAME` of any in its vault.
+    fn source(&self, text: &str) -> Result<SourceRef> {
+        let invalid = |error: NameError| AgentError::Invalid(format!("source {text:?}: {error}"));
+        if text.contains('/') {
+            return text.parse().map_err(invalid);
+        }
+        Ok(SourceRef {
+            agent: self.state.membership.name.clone(),
+            source: text.parse().map_err(invalid)?,
+        })
+    }
+
+    /// The section of `agent.toml` for a source: of its name, or the only one.
+    fn section(&self, source: &Name) -> Option<&ClusterConfig> {
+        let sections = &self.config.postgres;
+        let only = || sections.values().next().filter(|_| sections.len() == 1);
+        sections.get(source).or_else(only)
+    }
+
+    fn archive(&self, source: &SourceRef) -> Arc<Archive> {
+        let mut archives = self.archives.lock();
+        let archive = archives.entry(source.source.clone()).or_insert_with(|| {
+            let pipeline = &self.config.pipeline;
+            let sealing = Sealing {
+                keys: Arc::clone(&self.state.keys),
+                level: pipeline.levels().segments,
+                workers: pipeline.workers(),
+            };
+            let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
+            Arc::new(Archive::new(source.clone(), state, tls, sealing))
+        });
+        Arc::clone(archive)
+    }
+}
+
+fn failure(kind: ErrorKind, why: &str) -> AgentError {
+    AgentError::Server {
+        action: "serve WAL",
+        message: why.into(),
+        kind,
+    }
+}
+
+fn failed(source: &str, error: &AgentError) -> Answer {
+    tracing::warn!(source, %error, kind = error.kind().as_str(), "WAL was not served");
+    Answer::Failed {
+        why: error.to_string().chars().take(TEXT_MAX).collect(),
+    }
+}
