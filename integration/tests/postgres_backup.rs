@@ -9,7 +9,7 @@
 )]
 
 use holdfast_integration::{
-    harness::{Cluster, Output, Process, Server},
+    harness::{Cluster, Output, Process, Server, transfers},
     seed::{self, Rng},
     wait,
 };
@@ -24,23 +24,12 @@ use std::{
 
 const AGENT: &str = "db1";
 const SOURCE: &str = "db1/main";
-/// Accounts, each with as much money as there are accounts of at first.
-const ACCOUNTS: i64 = 1000;
-const BALANCE: i64 = 1000;
 /// Rows that do not change, so that a second backup has something to leave alone: some 60 MB.
 const FILLER: i64 = 400_000;
 /// Files beyond this are rewritten where they are.
 const LARGE: u64 = 8 << 20;
-/// What moves money; whenever it is looked at, all of it is there.
-const TRANSFER: &str = "\\set a random(1, 1000)
-\\set b random(1, 1000)
-\\set n random(1, 100)
-BEGIN;
-UPDATE accounts SET balance = balance - :n WHERE id = :a;
-UPDATE accounts SET balance = balance + :n WHERE id = :b;
-INSERT INTO transfers (a, b, n) VALUES (:a, :b, :n);
-COMMIT;
-";
+/// Directory of a tablespace that comes later.
+const EXTRA: &str = "extra";
 
 /// A server that is backed up.
 struct World {
@@ -61,20 +50,19 @@ impl World {
             "CREATE TABLESPACE fast LOCATION '{}'",
             tablespace.display()
         ));
+        transfers::make(&server, "TABLESPACE fast");
         server.execute(&format!(
-            "CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL);
-             INSERT INTO accounts SELECT i, {BALANCE} FROM generate_series(1, {ACCOUNTS}) i;
-             CREATE TABLE transfers (id bigserial PRIMARY KEY, a int, b int, n int) TABLESPACE fast;
-             CREATE TABLE filler AS SELECT i, md5(i::text) || md5((i + 1)::text) AS text
-                 FROM generate_series(1, {FILLER}) i;
-             CREATE UNLOGGED TABLE scratch AS SELECT i FROM generate_series(1, 10000) i;"
+            "CREATE TABLE filler AS SELECT i, md5(i::text) || md5((i + 1)::text) AS text
+                 FROM generate_series(1, {FILLER}) i"
         ));
         // Otherwise whoever reads the rows first marks them as committed, and so changes every page.
         server.execute("VACUUM FREEZE");
         // Not in force before a restart, but in the restored settings.
         server.execute("ALTER SYSTEM SET archive_mode = 'on'");
         let mut cluster = Cluster::start();
-        cluster.join_agent(AGENT, &[server.data(), &tablespace]);
+        let extra = base.path().join(EXTRA);
+        Server::make_dir(&extra);
+        cluster.join_agent(AGENT, &[server.data(), &tablespace, &extra]);
         let config = &cluster.agent(AGENT).config;
         let mut file = File::options().append(true).open(config).unwrap();
         writeln!(
@@ -101,20 +89,11 @@ impl World {
 
     /// Money moves until the process is stopped.
     fn workload(&self) -> Process {
-        let script = self.path("transfer.sql");
-        fs::write(&script, TRANSFER).unwrap();
-        let mut command = self.server.client("pgbench");
-        command
-            .args(["--no-vacuum", "--client=1", "--rate=200", "--time=3600", "--file"])
-            .arg(&script);
-        let process = Process::start("pgbench", command, None);
-        let before = self.transfers();
-        wait::until("money to move", || (self.transfers() > before).then_some(()));
-        process
+        transfers::begin(&self.server, &self.path("transfer.sql"), 1, 200)
     }
 
     fn transfers(&self) -> i64 {
-        self.server.number("SELECT count(*) FROM transfers")
+        transfers::count(&self.server)
     }
 
     /// Backs up; the snapshot, and how many transfers were committed before it began.
@@ -151,25 +130,16 @@ impl World {
         assert!(!to.join(".holdfast-restore").exists());
         let mut server = self.server_at(to);
         server.start();
-        let sum = server.number("SELECT sum(balance) FROM accounts");
-        assert_eq!(sum, ACCOUNTS * BALANCE, "{}", to.display());
-        let transfers = server.number("SELECT count(*) FROM transfers");
+        let transfers = transfers::count(&server);
         assert!(
             transfers >= committed,
             "{transfers} transfers of {committed} came back"
         );
         assert_eq!(server.number("SELECT count(*) FROM filler"), FILLER);
-        assert_eq!(server.number("SELECT count(*) FROM scratch"), 0);
         let place =
             server.query("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fast'");
         assert_eq!(place, format!("{}.tablespace", to.display()));
-        // It must not archive where its origin does.
-        assert_eq!(server.query("SHOW archive_mode"), "off");
-        let mut amcheck = server.client("pg_amcheck");
-        amcheck.args(["--all", "--install-missing", "--heapallindexed"]);
-        let _ = Output::of(amcheck).ok();
-        // It takes writes.
-        server.execute("UPDATE accounts SET balance = balance + 0; CHECKPOINT");
+        transfers::check(&server);
         server.stop();
     }
 
@@ -250,6 +220,81 @@ fn a_cluster_that_is_written_to_comes_back_whole() {
     recover.arg(id).args(["--tablespace", &mapping, "--to"]).arg(&to);
     let _ = Output::of(recover).ok();
     world.check(&to, *committed);
+    world.server.stop();
+}
+
+#[test]
+fn what_changes_under_a_backup_is_right_in_it() {
+    let mut world = World::start();
+    for table in ["truncated", "dropped", "vacuumed"] {
+        world.server.execute(&format!(
+            "CREATE TABLE {table} AS SELECT i FROM generate_series(1, 100000) i"
+        ));
+    }
+    world.server.execute("DELETE FROM vacuumed WHERE i % 2 = 0");
+    world.server.execute("CREATE TABLE grown AS SELECT 1 AS i");
+    let _ = world.backup();
+
+    // A tablespace that the backup before did not know.
+    world.server.execute(&format!(
+        "CREATE TABLESPACE extra LOCATION '{}'",
+        world.path(EXTRA).display()
+    ));
+    world
+        .server
+        .execute("CREATE TABLE added TABLESPACE extra AS SELECT i FROM generate_series(1, 1000) i");
+    world.server.execute("INSERT INTO filler SELECT i, md5(random()::text) || md5(random()::text) FROM generate_series(1, 400000) i");
+    world.server.execute("CHECKPOINT");
+    // The agent is held up with some files read and others not.
+    let agent = world.cluster.agent_process(AGENT);
+    let mark = agent.mark();
+    let (id, _) = std::thread::scope(|scope| {
+        let backup = scope.spawn(|| world.backup());
+        agent.wait_for_phase(mark, "upload");
+        agent.suspend();
+        for statement in [
+            "TRUNCATE truncated",
+            "INSERT INTO truncated SELECT i FROM generate_series(1, 7) i",
+            "DROP TABLE dropped",
+            "INSERT INTO grown SELECT i FROM generate_series(2, 100000) i",
+            "VACUUM FULL vacuumed",
+            "CREATE TABLE created AS SELECT i FROM generate_series(1, 1000) i",
+            "CREATE TABLE created_elsewhere TABLESPACE extra AS SELECT i FROM generate_series(1, 1000) i",
+            "DELETE FROM filler WHERE i > 399990",
+            "CREATE DATABASE made",
+            "CREATE DATABASE copied STRATEGY file_copy",
+            "CHECKPOINT",
+        ] {
+            world.server.execute(statement);
+        }
+        agent.resume();
+        backup.join().unwrap()
+    });
+    let to = world.path("restored");
+    let extra = format!("extra={}.extra", to.display());
+    let _ = world.restore(&id, &to, &["--tablespace", &extra]).ok();
+    let mut server = world.server_at(&to);
+    server.start();
+    for (table, rows) in [
+        ("truncated", 7),
+        ("grown", 100_000),
+        ("vacuumed", 50_000),
+        ("created", 1000),
+        ("added", 1000),
+        ("created_elsewhere", 1000),
+        ("filler", 2 * (FILLER - 10)),
+    ] {
+        let found = server.number(&format!("SELECT count(*) FROM {table}"));
+        assert_eq!(found, rows, "{table}");
+    }
+    assert_eq!(server.query("SELECT to_regclass('dropped') IS NULL"), "t");
+    let databases = "SELECT count(*) FROM pg_database WHERE datname IN ('made', 'copied')";
+    assert_eq!(server.number(databases), 2);
+    let place = server.query("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'extra'");
+    assert_eq!(place, format!("{}.extra", to.display()));
+    // The new databases too.
+    transfers::check(&server);
+    server.stop();
     world.server.stop();
 }
 

@@ -22,6 +22,16 @@ pub struct Server {
     process: Option<Process>,
     data: PathBuf,
     socket: PathBuf,
+    /// Another process started it, and it must not outlive the test either.
+    is_adopted: bool,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.is_adopted {
+            let _ = Output::of(self.pg_ctl(&["stop", "--mode=immediate"]));
+        }
+    }
 }
 
 impl Server {
@@ -70,7 +80,30 @@ impl Server {
             process: None,
             data: data.to_path_buf(),
             socket: socket.to_path_buf(),
+            is_adopted: false,
         }
+    }
+
+    /// One that somebody else started, with [`Self::options`].
+    #[must_use]
+    pub fn adopt(mut self) -> Self {
+        self.is_adopted = true;
+        self
+    }
+
+    /// What a server must be told to be reached.
+    #[must_use]
+    pub fn options(&self) -> String {
+        format!(
+            "-c listen_addresses= -c port={PORT} -c unix_socket_directories={}",
+            self.socket.display()
+        )
+    }
+
+    fn pg_ctl(&self, args: &[&str]) -> Command {
+        let mut command = program("pg_ctl");
+        command.args(args).arg("--pgdata").arg(&self.data);
+        command
     }
 
     /// Its data directory.
@@ -132,8 +165,18 @@ impl Server {
         self.process.as_ref().expect("a started server")
     }
 
+    /// kill -9: what `pg_ctl stop -m immediate` does at its worst.
+    pub fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill();
+        }
+    }
+
     /// Ends it in order, once its clients are gone.
     pub fn stop(&mut self) {
+        if std::mem::take(&mut self.is_adopted) {
+            let _ = Output::of(self.pg_ctl(&["stop", "--mode=fast"])).ok();
+        }
         if let Some(process) = self.process.take() {
             let status = process.terminate();
             assert!(
@@ -181,6 +224,14 @@ impl Server {
             .env("PGCONNECT_TIMEOUT", "10");
         command
     }
+}
+
+/// A program that a server runs: as its user, in its data directory.
+#[must_use]
+pub fn as_server(server: &Server, path: &Path) -> Command {
+    let mut command = dying_as(is_root().then_some(USER), path);
+    command.current_dir(server.data());
+    command
 }
 
 /// A program of PostgreSQL, run as its user.

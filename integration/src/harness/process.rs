@@ -251,6 +251,13 @@ impl Process {
         );
     }
 
+    /// Whether it said, after `mark`, that it enters `phase`.
+    #[must_use]
+    pub fn announced(&self, mark: usize, phase: &str) -> bool {
+        self.wait_for_line(mark, Duration::ZERO, |line| is_phase(line, phase))
+            .is_some()
+    }
+
     /// All lines that are still kept.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
