@@ -6,6 +6,7 @@ pub mod measure;
 pub mod ours;
 pub mod peers;
 mod place;
+pub mod postgres;
 pub mod report;
 pub mod run;
 mod sets;

@@ -1,7 +1,7 @@
 //! The bench: Holdfast and its peers on the same data. `integration/run.sh --bench` installs the peers,
 //! builds everything and runs this.
 
-use holdfast_integration::bench::{daily, run};
+use holdfast_integration::bench::{daily, postgres, run};
 use std::{path::PathBuf, time::Duration};
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> anyhow::Result<T> {
@@ -34,6 +34,9 @@ fn main() -> anyhow::Result<()> {
     };
     if plan.data.iter().any(|name| name == "daily") {
         return daily::run(&plan);
+    }
+    if plan.data.iter().any(|name| name == "postgres") {
+        return postgres::run(&plan);
     }
     println!(
         "bench: {} rounds at scale {} of {}",
