@@ -116,6 +116,8 @@ pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Most files of one page of a journal: a page's root object and its records stay far below their bounds.
 pub const JOURNAL_PAGE_FILES: usize = 64;
+/// Contents that are kept beside the first one of a name, for people to look at; more than these tell nothing new.
+pub const JOURNAL_DIVERGENT_LISTED: usize = 8;
 /// Longest name of a file in a journal; those of PostgreSQL have up to 41 characters.
 pub const JOURNAL_NAME_MAX: usize = 64;
 /// Most names in one question to a journal.

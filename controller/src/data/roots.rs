@@ -97,12 +97,36 @@ impl Data {
     }
 }
 
-/// Whether no later entry can bring what was refused.
+/// Whether no later entry can bring what was refused: the catalog itself refused it. Whoever stopped waiting, for a quorum or
+/// for room on the disk of the log, does not know, and the entry may still come.
 pub(super) fn is_final(error: &Error) -> bool {
-    matches!(error, Error::Refused(_)) && error.kind() != ErrorKind::NoQuorum
+    let is_known = !matches!(
+        error.kind(),
+        ErrorKind::NoQuorum | ErrorKind::NoSpace | ErrorKind::Timeout
+    );
+    matches!(error, Error::Refused(_)) && is_known
 }
 
 /// The ids of missing chunks, one after the other.
 pub(super) fn missing_to_wire(missing: &closure::Missing) -> Bytes {
     missing.ids.iter().flat_map(|id| id.0).collect::<Vec<u8>>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_catalogs_own_refusal_is_final() {
+        for (kind, expected) in [
+            (ErrorKind::Conflict, true),
+            (ErrorKind::Fenced, true),
+            (ErrorKind::NoQuorum, false),
+            (ErrorKind::NoSpace, false),
+            (ErrorKind::Timeout, false),
+        ] {
+            assert_eq!(is_final(&Error::refused(kind, "no")), expected, "{kind:?}");
+        }
+        assert!(!is_final(&Error::Unavailable("away".into())));
+    }
 }

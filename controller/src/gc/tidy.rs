@@ -105,11 +105,12 @@ impl Gc {
         let Some(source) = view.source(&root.source)? else {
             return Ok(false);
         };
-        // A page gets its number only when it is appended: one with the next number was refused, or is older than this.
+        // A page gets its number only when it is appended: one with the next number was refused, or this catalog is older than
+        // its store. The next append tells; until then nothing unknown is removed.
         let given_out = if root.is_journal {
             source
                 .journal
-                .is_some_and(|journal| root.sequence <= journal.next_page)
+                .is_some_and(|journal| root.sequence < journal.next_page)
         } else {
             root.sequence < source.next_sequence
         };

@@ -11,9 +11,6 @@ use crate::catalog::{
 use holdfast_core::{ErrorKind, JobId, Name, SessionId, SnapshotId, SourceRef, limits};
 use std::collections::BTreeSet;
 
-/// Most pages that are named with a file beside the one that readers get.
-const DIVERGENT_LISTED: usize = 8;
-
 pub(super) struct Opening<'a> {
     pub session: SessionId,
     pub source: &'a SourceRef,
@@ -53,6 +50,10 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
         divergent: 0,
         open_session: None,
     });
+    if journal.next_page == 1 {
+        // Nothing is in it yet: a mistaken first try does not bind it.
+        journal.system_id = new.system_id;
+    }
     if journal.system_id != new.system_id {
         return refuse(
             ErrorKind::Conflict,
@@ -276,7 +277,7 @@ fn keep<R: Read>(
         return Ok(JournalOutcome::There);
     }
     journal.divergent += 1;
-    if file.divergent.len() < DIVERGENT_LISTED {
+    if file.divergent.len() < limits::JOURNAL_DIVERGENT_LISTED {
         file.divergent.push(Divergent {
             content: new.content,
             page,

@@ -109,7 +109,7 @@ pub(super) fn delete<R: Read>(cx: &mut Context<'_, '_, R>, name: &SourceRef) -> 
             format!("source {name} is being backed up; wait until its session ends"),
         );
     }
-    if source.journal.is_some() {
+    if source.journal.is_some_and(|journal| journal.next_page > 1) {
         return refuse(
             ErrorKind::Conflict,
             format!("source {name} has a journal, which nothing could address without it; it is kept"),
