@@ -73,7 +73,7 @@ enum WalCommand {
         #[arg(long, default_value = SOCKET)]
         socket: PathBuf,
         /// Seconds to try while no controller answers.
-        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(..=MONTH))]
         fetch_timeout: u64,
         /// The server is a standby, which asks again by itself: what cannot be had now ends nothing.
         #[arg(long)]
@@ -84,6 +84,9 @@ enum WalCommand {
         path: PathBuf,
     },
 }
+
+/// Seconds; nobody waits longer.
+const MONTH: u64 = 30 * 24 * 3600;
 
 /// Where agents listen for servers on their host, if their configuration says so.
 const SOCKET: &str = "/run/holdfast/agent.sock";
@@ -104,17 +107,16 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    if let Command::Wal(command) = cli.command {
+        return ExitCode::from(serve_wal(command));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("agent")
         .worker_threads(2)
         .enable_all()
         .build();
     let done = match runtime {
-        Ok(runtime) => match cli.command {
-            // Servers give their exit codes a meaning of their own.
-            Command::Wal(command) => return ExitCode::from(runtime.block_on(run_wal(command))),
-            command => runtime.block_on(run(command)),
-        },
+        Ok(runtime) => runtime.block_on(run(cli.command)),
         Err(error) => Err(AgentError::Internal(format!("start the runtime: {error}"))),
     };
     match done {
@@ -128,6 +130,23 @@ pub fn main() -> ExitCode {
             }
             ExitCode::from(error.kind().exit_code())
         }
+    }
+}
+
+/// Servers give the exit codes a meaning of their own: of a fetch, everything but the catalog's own 'no' is 126, also when this
+/// program itself fails.
+fn serve_wal(command: WalCommand) -> u8 {
+    let failed: u8 = match &command {
+        WalCommand::Push { .. } | WalCommand::Fetch { standby: true, .. } => 1,
+        WalCommand::Fetch { .. } => 126,
+    };
+    let served = std::panic::catch_unwind(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map(|runtime| runtime.block_on(run_wal(command)))
+    });
+    match served {
+        Ok(Ok(code)) => code,
+        Ok(Err(_)) | Err(_) => failed,
     }
 }
 

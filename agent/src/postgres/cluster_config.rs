@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     error::{AgentError, Result},
 };
-use holdfast_core::Name;
+use holdfast_core::{Name, SourceRef};
 use serde::Deserialize;
 use std::{
     net::IpAddr,
@@ -36,6 +36,9 @@ pub struct ClusterConfig {
     /// Whom the server runs as, by name or number: the only one besides root who may push and fetch its WAL. `postgres`
     /// unless named.
     pub user: Option<String>,
+    /// Sources of other agents in this vault, as AGENT/NAME, whose WAL that user may fetch too: for standbys and copies here.
+    #[serde(default)]
+    pub fetch: Vec<SourceRef>,
 }
 
 impl ClusterConfig {

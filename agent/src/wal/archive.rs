@@ -51,6 +51,8 @@ const TRIES: usize = 3;
 /// How long it is tried while no controller answers, before the server is told to try again: after three refusals it waits
 /// for a minute.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest for a page of several files; after that the wanted one goes alone.
+const TOGETHER: Duration = Duration::from_secs(40);
 /// Between these tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -104,8 +106,7 @@ impl Archive {
     /// # Errors
     /// When it is not kept, and why.
     pub async fn keep(&self, files: Arc<ClusterFiles>, name: WalFile) -> Result<()> {
-        let wanted = candidates(Arc::clone(&files), vec![name]).await?.pop();
-        let wanted = wanted.ok_or_else(|| AgentError::Internal("a file got lost".into()))??;
+        let wanted = one(&files, name).await?;
         if self.was_ahead(&wanted) {
             return Ok(());
         }
@@ -114,10 +115,29 @@ impl Archive {
             return Ok(());
         }
         let batch = self.batch(&files, wanted).await?;
-        let batch = Arc::new(batch);
+        let mut batch = Arc::new(batch);
         let (deadline, mut left) = (Instant::now() + PATIENCE, TRIES);
         loop {
-            let kept = self.keep_batch(&mut turn, &files, &batch).await;
+            let kept = if batch.len() > 1 {
+                // What was taken along must not keep the wanted file from being kept: it may be unreadable, or too much.
+                let kept = tokio::time::timeout(TOGETHER, self.keep_batch(&mut turn, &files, &batch)).await;
+                match kept {
+                    Ok(Err(error)) if !is_over(&error) && !error.kind().is_transient() => {
+                        tracing::info!(%error, source = %self.source, "WAL is kept file by file");
+                        batch = Arc::new(vec![one(&files, name).await?]);
+                        continue;
+                    }
+                    Ok(kept) => kept,
+                    Err(_) => {
+                        // Its session may be in the middle of an append.
+                        *turn = None;
+                        batch = Arc::new(vec![one(&files, name).await?]);
+                        continue;
+                    }
+                }
+            } else {
+                self.keep_batch(&mut turn, &files, &batch).await
+            };
             match kept {
                 Err(error) if left > 0 && is_over(&error) => {
                     tracing::info!(%error, source = %self.source, "the journal is opened anew");
@@ -241,7 +261,9 @@ impl Archive {
                 if kept.len == file.len && kept.content[..] == content {
                     continue;
                 }
-                if kept.divergent.iter().any(|other| other[..] == content) {
+                // A full list takes no more: nothing is handed in that would only lie there.
+                let is_full = kept.divergent.len() >= limits::JOURNAL_DIVERGENT_LISTED;
+                if is_full || kept.divergent.iter().any(|other| other[..] == content) {
                     if at == 0 {
                         return Err(divergent(file));
                     }
@@ -496,6 +518,11 @@ pub(super) fn wire(source: &SourceRef) -> holdfast_proto::v1::SourceRef {
         agent: source.agent.to_string(),
         source: source.source.to_string(),
     }
+}
+
+async fn one(files: &Arc<ClusterFiles>, name: WalFile) -> Result<Candidate> {
+    let opened = candidates(Arc::clone(files), vec![name]).await?.pop();
+    opened.ok_or_else(|| AgentError::Internal("a file got lost".into()))?
 }
 
 /// Opens these files on a thread that may wait for the disk.

@@ -9,6 +9,7 @@ use crate::error::{AgentError, Result};
 use holdfast_core::ErrorKind;
 use std::{
     fs::{self, File},
+    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -176,6 +177,7 @@ fn failure(why: &str) -> AgentError {
 
 /// Says on standard error, which servers write to their logs, what is wrong.
 fn told(error: &AgentError, code: u8) -> u8 {
-    eprintln!("holdfast-agent: {error}");
+    // Where nobody can be told, the code still counts.
+    let _ = writeln!(std::io::stderr(), "holdfast-agent: {error}");
     code
 }

@@ -232,8 +232,13 @@ fn control_file(data: &OwnedFd, shown: &Path) -> Result<ControlFile> {
     let shown = shown.join(CONTROL);
     let mut tries = TRIES;
     loop {
-        let file =
-            open_beneath(data, Path::new(CONTROL), OFlags::RDONLY).map_err(AgentError::io("open", &shown))?;
+        // It may be anything that its owner put there: neither is it waited for, nor read if it is no file.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let file = open_beneath(data, Path::new(CONTROL), flags).map_err(AgentError::io("open", &shown))?;
+        let about = rustix::fs::fstat(&file).map_err(AgentError::io("look at", &shown))?;
+        if !rustix::fs::FileType::from_raw_mode(about.st_mode).is_file() {
+            return Err(AgentError::Invalid(format!("{} is no file", shown.display())));
+        }
         let mut bytes = Vec::with_capacity(CONTROL_FILE_LEN + 1);
         File::from(file)
             .take(CONTROL_FILE_LEN as u64 + 1)

@@ -34,6 +34,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Requests that are answered side by side; more wait. Servers archive one file at a time.
 const REQUESTS_MAX: usize = 64;
+/// Refusals that are told side by side to users whom no section names.
+const REFUSED_MAX: usize = 8;
+/// Longest that one of these may take.
+const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Characters of a source's name, as a client gave it, that are logged.
+const NAME_LOGGED: usize = 130;
 /// Longest wait for what a client asks.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest that a push may take before the server is told to try again.
@@ -105,6 +111,7 @@ fn listen(socket: &Path) -> Result<UnixListener> {
 impl Service {
     async fn run(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
         let room = Arc::new(Semaphore::new(REQUESTS_MAX));
+        let others = Arc::new(Semaphore::new(REFUSED_MAX));
         let mut idle = tokio::time::interval(IDLE_CHECK);
         loop {
             let connection = tokio::select! {
@@ -124,12 +131,29 @@ impl Service {
                     }
                 },
             };
+            let caller = match connection.peer_cred() {
+                Ok(caller) => caller.uid(),
+                Err(error) => {
+                    tracing::warn!(%error, "who is at the agent's socket cannot be asked");
+                    continue;
+                }
+            };
+            if !self.is_named(caller) {
+                // In places of their own, so that they keep nobody waiting; and if these are taken, without an answer.
+                if let Ok(place) = Arc::clone(&others).try_acquire_owned() {
+                    tokio::spawn(async move {
+                        let _ = tokio::time::timeout(REFUSE_TIMEOUT, refuse(connection, caller)).await;
+                        drop(place);
+                    });
+                }
+                continue;
+            }
             let Ok(place) = Arc::clone(&room).acquire_owned().await else {
                 break;
             };
             let this = Arc::clone(&self);
             tokio::spawn(async move {
-                if let Err(error) = this.answer(connection).await {
+                if let Err(error) = this.answer(connection, caller).await {
                     tracing::debug!(%error, "a client of the agent's socket went away");
                 }
                 drop(place);
@@ -144,11 +168,7 @@ impl Service {
         self.archives.lock().values().cloned().collect()
     }
 
-    async fn answer(&self, connection: UnixStream) -> Result<()> {
-        let caller = connection
-            .peer_cred()
-            .map_err(AgentError::io("ask who is at", Path::new("the agent's socket")))?
-            .uid();
+    async fn answer(&self, connection: UnixStream, caller: u32) -> Result<()> {
         let (input, mut output) = connection.into_split();
         let request = tokio::time::timeout(ASK_TIMEOUT, receive(&mut BufReader::new(input)))
             .await
@@ -180,8 +200,9 @@ impl Service {
                     Ok(Found::File { file, len }) => {
                         send(&mut output, &Answer::File { len }).await?;
                         let mut file = tokio::fs::File::from_std(file);
-                        tokio::io::copy(&mut file, &mut output)
+                        tokio::time::timeout(PUSH_TIMEOUT, tokio::io::copy(&mut file, &mut output))
                             .await
+                            .map_err(|_| failure(ErrorKind::Timeout, "it does not read what it asked for"))?
                             .map_err(AgentError::io("send", Path::new(&name)))?;
                         output
                             .shutdown()
@@ -226,9 +247,15 @@ impl Service {
 
     async fn fetch(&self, caller: u32, source: &str, name: &str, patience: Duration) -> Result<Found> {
         let source = self.source(source)?;
-        let none = ClusterConfig::default();
-        let section = self.section(&source.source).unwrap_or(&none);
-        caller::check(caller, section, source.source.as_str())?;
+        if caller != 0 {
+            let section = self.may_fetch(&source).ok_or_else(|| {
+                AgentError::NotAllowed(format!(
+                    "agent.toml does not say who may fetch WAL of {source} here; name it in the section of the server that \
+                     fetches, and restart the agent:\nfetch = [\"{source}\"]"
+                ))
+            })?;
+            caller::check(caller, section, source.source.as_str())?;
+        }
         self.fetcher.fetch(&source, name, patience).await
     }
 
@@ -242,6 +269,21 @@ impl Service {
             agent: self.state.membership.name.clone(),
             source: text.parse().map_err(invalid)?,
         })
+    }
+
+    /// The section of `agent.toml` whose user may fetch a source's WAL: its own, or for other agents' one that names it.
+    fn may_fetch(&self, source: &SourceRef) -> Option<&ClusterConfig> {
+        if source.agent == self.state.membership.name {
+            return self.section(&source.source);
+        }
+        let mut sections = self.config.postgres.values();
+        sections.find(|section| section.fetch.contains(source))
+    }
+
+    /// Whether some section names this user.
+    fn is_named(&self, caller: u32) -> bool {
+        let mut sections = self.config.postgres.iter();
+        caller == 0 || sections.any(|(name, section)| caller::check(caller, section, name.as_str()).is_ok())
     }
 
     /// The section of `agent.toml` for a source: of its name, or the only one.
@@ -275,7 +317,20 @@ fn failure(kind: ErrorKind, why: &str) -> AgentError {
     }
 }
 
+/// Tells a user whom no section names.
+async fn refuse(connection: UnixStream, caller: u32) -> Result<()> {
+    let (input, mut output) = connection.into_split();
+    let _: Request = receive(&mut BufReader::new(input)).await?;
+    tracing::debug!(caller, "a user whom agent.toml does not name asked for WAL");
+    let why = format!(
+        "the user with number {caller} may not push or fetch WAL on this host; if the server runs as that user, name it in \
+         agent.toml and restart the agent:\n[postgres.NAME]\nuser = \"NAME\""
+    );
+    send(&mut output, &Answer::Failed { why }).await
+}
+
 fn failed(source: &str, error: &AgentError) -> Answer {
+    let source: String = source.chars().take(NAME_LOGGED).collect();
     tracing::warn!(source, %error, kind = error.kind().as_str(), "WAL was not served");
     Answer::Failed {
         why: error.to_string().chars().take(TEXT_MAX).collect(),

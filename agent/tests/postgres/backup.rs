@@ -52,6 +52,7 @@ impl Backups {
             connection: self.connection.clone(),
             password_file: self.password_file.clone(),
             user: None,
+            fetch: Vec::new(),
         };
         let stats = Arc::new(Stats::default());
         *self.stats.lock().unwrap() = Arc::clone(&stats);
