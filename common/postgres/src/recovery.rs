@@ -156,10 +156,18 @@ impl Recovery {
     ///
     /// # Errors
     /// Like [`Self::settings`], and `NotOne` for a value with a line break, `TooLarge`. The file is unchanged then.
-    pub fn write_to(&self, file: &mut SettingsFile) -> Result<(), PgError> {
+    ///
+    /// `elsewhere` are recovery settings that another file has: they are made to say nothing, before this one says what counts.
+    pub fn write_to(&self, file: &mut SettingsFile, elsewhere: &[String]) -> Result<(), PgError> {
         let settings = self.settings()?;
         let mut changed = file.clone();
         changed.remove(is_recovery_setting);
+        for name in elsewhere {
+            // The others are said anyway, or have no other meaning than their default.
+            if let Some(nothing) = nothing_of(name) {
+                changed.set(name, nothing)?;
+            }
+        }
         for (name, value) in settings {
             changed.set(name, &value)?;
         }
@@ -269,6 +277,17 @@ pub fn is_recovery_setting(name: &str) -> bool {
         )
 }
 
+/// The value by which a recovery setting says nothing.
+fn nothing_of(name: &str) -> Option<&'static str> {
+    match name {
+        "recovery_target_inclusive" => Some("on"),
+        "recovery_target_action" => Some("pause"),
+        "recovery_target_timeline" => Some("latest"),
+        "recovery_min_apply_delay" => Some("0"),
+        name => is_recovery_setting(name).then_some(""),
+    }
+}
+
 /// The recovery settings that another file (`postgresql.conf`) still has. `postgresql.auto.conf` counts more where
 /// it sets the same, but a second target in another file makes the server refuse both.
 #[must_use]
@@ -317,7 +336,7 @@ mod tests {
 
     fn written(recovery: &Recovery, before: &str) -> String {
         let mut file = SettingsFile::parse(before.as_bytes()).unwrap();
-        recovery.write_to(&mut file).unwrap();
+        recovery.write_to(&mut file, &[]).unwrap();
         String::from_utf8(file.render().to_vec()).unwrap()
     }
 
@@ -333,6 +352,23 @@ mod tests {
             text.contains("hot_standby = 'on'") && !text.contains("old"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_another_file_says_of_recovery_counts_no_more() {
+        let conf =
+            b"recovery_target_time = '2020-01-01 00:00:00+00'\nrecovery_end_command = 'rm -r /'\nport = 1\n";
+        let names = recovery_settings_in(&SettingsFile::parse(conf).unwrap());
+        let mut file = SettingsFile::parse(b"").unwrap();
+        to(RecoveryTarget::Lsn(Lsn(77)))
+            .write_to(&mut file, &names)
+            .unwrap();
+        let text = String::from_utf8(file.render().to_vec()).unwrap();
+        let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} in {text}"));
+        assert!(place("recovery_end_command = ''") < place("restore_command = 'get"));
+        // Empty after the real one, the server would take it for a second target.
+        assert!(place("recovery_target_time = ''") < place("recovery_target_lsn = '0/4D'"));
+        assert!(!text.contains("port"), "{text}");
     }
 
     #[test]
@@ -475,7 +511,7 @@ mod tests {
         assert!(to(RecoveryTarget::Name("x".repeat(63))).settings().is_ok());
         let mut file = SettingsFile::default();
         let broken = to(RecoveryTarget::Name("a\nfsync = off".to_owned()));
-        assert!(broken.write_to(&mut file).is_err());
+        assert!(broken.write_to(&mut file, &[]).is_err());
         assert_eq!(file, SettingsFile::default());
     }
 
@@ -523,7 +559,7 @@ mod tests {
             let before = lines.concat();
             let mut file = SettingsFile::parse(before.as_bytes()).unwrap();
             let recovery = to(all_targets().swap_remove(index));
-            recovery.write_to(&mut file).unwrap();
+            recovery.write_to(&mut file, &[]).unwrap();
             let names: Vec<String> = file.names().filter(|name| is_recovery_setting(name)).collect();
             let settings = recovery.settings().unwrap().into_iter();
             let expected: Vec<&str> =

@@ -125,18 +125,16 @@ fn history_of(archive: Archive<'_>, timeline: TimelineId) -> Result<TimelineHist
     }
 }
 
-/// The newest timeline that leads on from the backup. Servers look for the newest history of all, and stop where the backup is
-/// not on its way; here such ones are passed over.
+/// The newest timeline of all, as servers choose it. Where it left the others before the backup ended, nothing is passed over in
+/// silence: what was abandoned by it would come back.
 fn latest(backup: BackupRange, archive: Archive<'_>) -> Result<TimelineHistory, PgError> {
-    let leads_on = |history: &&TimelineHistory| history.holds_until(backup.timeline, backup.stop);
-    let newest = archive
-        .histories
-        .range(backup.timeline..)
-        .rev()
-        .map(|(_, history)| history)
-        .find(leads_on);
+    let newest = archive.histories.range(backup.timeline..).next_back();
     match newest {
-        Some(history) => Ok(history.clone()),
+        Some((_, history)) if history.holds_until(backup.timeline, backup.stop) => Ok(history.clone()),
+        Some(_) => Err(PgError::Refused {
+            what: "the newest timeline",
+            why: "it left the backup's before the backup ended: choose an earlier snapshot, or the timeline `current` or its number",
+        }),
         // Without its own history nothing before the backup is known, and nothing before it is needed.
         None => Ok(TimelineHistory::root(backup.timeline)),
     }
@@ -199,18 +197,18 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_timeline_is_the_newest_that_leads_on_from_the_backup() {
+    fn the_latest_timeline_is_the_newest_and_nothing_else_in_silence() {
         let all = [(1, 1, 20), (2, 20, 30), (3, 10, 12)];
         let latest = |backup| plan(&all, backup, RecoveryTarget::Latest, TargetTimeline::Latest);
         let early = latest(backup(1, 5, 6)).unwrap();
         assert_eq!((early.timeline, early.end()), (timeline(3), Some(Lsn(13 * MIB))));
         // Timeline 3 is newer, but left before this backup was taken.
-        let late = latest(backup(1, 15, 16)).unwrap();
-        assert_eq!((late.timeline, late.end()), (timeline(2), Some(Lsn(31 * MIB))));
-        assert!(early.is_whole() && late.is_whole());
+        assert!(matches!(latest(backup(1, 15, 16)), Err(PgError::Refused { .. })));
+        assert!(matches!(latest(backup(2, 25, 26)), Err(PgError::Refused { .. })));
+        assert!(early.is_whole());
         // No history beyond its own.
-        let last = latest(backup(2, 25, 26)).unwrap();
-        assert_eq!((last.timeline, last.end()), (timeline(2), Some(Lsn(31 * MIB))));
+        let last = latest(backup(3, 11, 12)).unwrap();
+        assert_eq!((last.timeline, last.end()), (timeline(3), Some(Lsn(13 * MIB))));
     }
 
     #[test]

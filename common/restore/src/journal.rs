@@ -64,6 +64,11 @@ impl Journal {
         }
     }
 
+    /// How its chunks are read.
+    pub(crate) fn reader(&self) -> &ChunkReader {
+        &self.reader
+    }
+
     /// Its files by name.
     #[must_use]
     pub fn files(&self) -> &BTreeMap<String, JournalFile> {

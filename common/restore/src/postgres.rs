@@ -29,12 +29,12 @@ pub use backup::Backup;
 pub use error::PostgresError;
 pub use manifest::{DamagedBlock, Manifest, Tablespace};
 pub use plan::{Begin, Plan, TablespaceTarget};
-pub use recovery::{NO_ARCHIVE, RecoverTo, Way};
-pub use server::{ServerState, Start, Started, start};
+pub use recovery::{NO_ARCHIVE, RecoverTo, Way, wanted};
+pub use server::{ServerState, Start, Started, Until, start};
 
 pub use holdfast_postgres::{
-    Lsn, Recovery, RecoveryMode, RecoveryTarget, TargetAction, TargetTimeline, TimelineContents, TimelineId,
-    contents,
+    Lsn, Recovery, RecoveryMode, RecoveryTarget, TargetAction, TargetTimeline, TimelineContents,
+    TimelineHistory, TimelineId, contents,
 };
 
 use crate::{RestoreOptions, Result, Snapshot, verify::CancelOnDrop};

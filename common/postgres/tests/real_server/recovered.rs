@@ -138,7 +138,7 @@ fn a_backup_by_these_rules_recovers_to_its_target() {
     let mut settings = SettingsFile::parse(&fs::read(&file).unwrap()).unwrap();
     assert_eq!(settings.get("log_line_prefix").as_deref(), Some(ODD_VALUE));
     assert_eq!(settings.get("archive_command"), Some(push));
-    recovery.write_to(&mut settings).unwrap();
+    recovery.write_to(&mut settings, &[]).unwrap();
     settings.set("port", "5433").unwrap();
     fs::write(&file, settings.render()).unwrap();
     fs::write(data.join(recovery.mode.signal_file()), "").unwrap();

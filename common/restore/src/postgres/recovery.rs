@@ -5,7 +5,7 @@
 //! has none: so a command that never has any is enough, and the server needs neither a controller nor an agent while it
 //! replays.
 
-use super::{Backup, PostgresError, files::failed};
+use super::{Backup, PostgresError, files::failed, server::Until};
 use crate::{BlobOpener, RestoreError, Result, journal::Journal, place::open_below};
 use holdfast_core::{UnixMillis, limits::PG_HISTORY_MAX};
 use holdfast_postgres::{
@@ -34,13 +34,17 @@ pub struct RecoverTo {
 }
 
 impl RecoverTo {
-    /// Whether the server takes writes in the end, and does not wait or stop at its target.
+    /// What the server does in the end.
     #[must_use]
-    pub fn promotes(&self) -> bool {
+    pub fn until(&self) -> Until {
         // Without a target there is nothing to wait at, but for a standby more WAL.
-        self.recovery.mode == RecoveryMode::Primary
-            && (self.recovery.action == TargetAction::Promote
-                || self.recovery.target == RecoveryTarget::Latest)
+        match (self.recovery.mode, self.recovery.action) {
+            (RecoveryMode::Standby, _) => Until::Reading,
+            _ if self.recovery.target == RecoveryTarget::Latest => Until::Ready,
+            (_, TargetAction::Promote) => Until::Ready,
+            (_, TargetAction::Pause) => Until::Reading,
+            (_, TargetAction::Shutdown) => Until::Stopped,
+        }
     }
 }
 
@@ -57,6 +61,8 @@ pub struct Way {
     pub files: Vec<String>,
     /// Their bytes.
     pub bytes: u64,
+    /// What is missing behind where the target surely is, if anything.
+    pub missing: Option<String>,
 }
 
 /// Finds the way; on a thread that may wait.
@@ -95,11 +101,11 @@ pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> 
     };
     let (target, timeline) = (&to.recovery.target, to.recovery.timeline);
     let plan = plan_wal(range, archive, target, timeline).map_err(of_archive)?;
-    check(&plan, target, journal)?;
-    let files = files_of(&plan, &own, &histories, journal);
+    let missing = check(&plan, target, journal)?;
+    let files = files_of(&plan, target, &own, &histories, journal);
     Ok(Way {
         recovery: Recovery {
-            timeline: told(&plan, manifest.timeline, target),
+            timeline: told(&plan, manifest.timeline, &to.recovery),
             ..to.recovery.clone()
         },
         timeline: plan.timeline,
@@ -109,38 +115,92 @@ pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> 
             .filter_map(|name| Some(journal.files().get(name)?.len))
             .sum(),
         files,
+        missing,
     })
+}
+
+/// The history of the timeline that a recovery follows; none where that is the backup's own, whichever it is.
+///
+/// # Errors
+/// Those of reading it, and what is wrong with it.
+pub async fn wanted(journal: &Journal, timeline: TargetTimeline) -> Result<Option<TimelineHistory>> {
+    let archived = journal.files().keys().filter_map(|name| {
+        // Histories are named alike whatever the size of segments is.
+        match WalFile::parse(name, holdfast_postgres::SegmentSize::MIN) {
+            Ok(WalFile::History(timeline)) => Some(timeline),
+            _ => None,
+        }
+    });
+    let number = match timeline {
+        TargetTimeline::Current => None,
+        TargetTimeline::Latest => archived.max(),
+        TargetTimeline::Is(TimelineId::FIRST) => return Ok(Some(TimelineHistory::root(TimelineId::FIRST))),
+        TargetTimeline::Is(timeline) => archived.filter(|archived| *archived == timeline).max(),
+    };
+    let Some(number) = number else {
+        return Ok(None);
+    };
+    let (this, name) = (journal.clone(), WalFile::History(number).to_string());
+    let read = move |opener: &mut BlobOpener| this.read(opener, &name, PG_HISTORY_MAX);
+    let bytes = journal.reader().blocking(read).await?;
+    Ok(Some(TimelineHistory::parse(number, &bytes).map_err(of_archive)?))
+}
+
+impl Backup {
+    /// Whether a recovery along that timeline may begin with this backup.
+    #[must_use]
+    pub fn is_on(&self, history: &TimelineHistory) -> bool {
+        history.holds_until(self.manifest.timeline, self.manifest.stop_lsn)
+    }
 }
 
 fn of_archive(source: holdfast_postgres::PgError) -> PostgresError {
     PostgresError::Way(source)
 }
 
-/// By number, so that the server follows the very timeline whose WAL was found; its own needs none.
-fn told(plan: &WalPlan, own: TimelineId, target: &RecoveryTarget) -> TargetTimeline {
-    if plan.timeline == own || *target == RecoveryTarget::Immediate {
+/// By number, so that the server follows the very timeline whose WAL was found; its own needs none. A standby goes on to those
+/// that its primary will begin.
+fn told(plan: &WalPlan, own: TimelineId, recovery: &Recovery) -> TargetTimeline {
+    if recovery.mode == RecoveryMode::Standby && recovery.timeline == TargetTimeline::Latest {
+        return TargetTimeline::Latest;
+    }
+    if plan.timeline == own || recovery.target == RecoveryTarget::Immediate {
         TargetTimeline::Current
     } else {
         TargetTimeline::Is(plan.timeline)
     }
 }
 
-/// Refuses what no server could reach.
-fn check(plan: &WalPlan, target: &RecoveryTarget, journal: &Journal) -> Result<(), PostgresError> {
+/// Refuses what no server could reach. Gives what is missing behind a time that was archived before it.
+fn check(
+    plan: &WalPlan,
+    target: &RecoveryTarget,
+    journal: &Journal,
+) -> Result<Option<String>, PostgresError> {
+    let missing = || named(&plan.missing, plan);
+    let wanted = match target {
+        RecoveryTarget::Time(time) => UnixMillis::try_from(time.as_millisecond()).ok(),
+        _ => None,
+    };
     if !plan.is_whole() {
-        return Err(PostgresError::WalMissing {
-            missing: named(&plan.missing, plan),
-            reaches: plan.reaches.map(|segment| segment.to_string()),
-        });
+        let reached = plan
+            .reaches
+            .and_then(|segment| Some(journal.files().get(&segment.to_string())?.kept_at));
+        return match (wanted, reached) {
+            (Some(wanted), Some(reached)) if wanted <= reached => Ok(Some(missing())),
+            _ => Err(PostgresError::WalMissing {
+                missing: missing(),
+                reaches: plan.reaches.map(|segment| segment.to_string()),
+            }),
+        };
     }
-    let RecoveryTarget::Time(time) = target else {
-        return Ok(());
+    let Some(wanted) = wanted else {
+        return Ok(None);
     };
     // What was kept then was written before.
     let newest = journal.files().values().map(|file| file.kept_at).max();
-    let wanted = UnixMillis::try_from(time.as_millisecond()).unwrap_or(0);
     match newest {
-        Some(newest) if wanted <= newest => Ok(()),
+        Some(newest) if wanted <= newest => Ok(None),
         newest => Err(PostgresError::NotThatFar {
             newest: newest.and_then(|at| jiff::Timestamp::from_millisecond(i64::try_from(at).ok()?).ok()),
         }),
@@ -175,6 +235,7 @@ fn named(missing: &[Run], plan: &WalPlan) -> String {
 /// Segments on the way that the backup does not hold itself, and the histories of all timelines.
 fn files_of(
     plan: &WalPlan,
+    target: &RecoveryTarget,
     own: &[Segment],
     histories: &BTreeMap<TimelineId, TimelineHistory>,
     journal: &Journal,
@@ -188,7 +249,15 @@ fn files_of(
         .collect();
     let size = plan.reaches.map(Segment::size);
     for Need { any_of, first, last } in &plan.needs {
-        let last = last.or(plan.reaches.map(Segment::number)).unwrap_or(*first);
+        let reaches = plan.reaches.map(Segment::number);
+        let mut last = last.or(reaches).unwrap_or(*first);
+        if !plan.is_whole() {
+            last = last.min(reaches.unwrap_or(last));
+        }
+        if matches!(target, RecoveryTarget::Lsn(_)) {
+            // The record there may end in the next segment, and behind a switch none begins in this one.
+            last += 1;
+        }
         for number in *first..=last {
             let on_any = any_of
                 .iter()

@@ -41,8 +41,19 @@ pub struct Start {
     pub major: u32,
     /// Options for it, as `pg_ctl -o` takes them.
     pub options: Option<String>,
-    /// It takes writes in the end; otherwise it waits at its target, or stops there.
-    pub promotes: bool,
+    /// What it does in the end.
+    pub until: Until,
+}
+
+/// What a server does once it has recovered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// It takes writes.
+    Ready,
+    /// It answers queries, and waits: for more WAL, or to be told to go on.
+    Reading,
+    /// It stops.
+    Stopped,
 }
 
 /// How far a server came.
@@ -82,6 +93,7 @@ pub fn start(start: &Start, mut looked: impl FnMut(Lsn) -> bool) -> Result<Start
     let owner = Owner::of(dir)?;
     let bin = programs(start.major, owner).ok_or(PostgresError::NoPrograms { major: start.major })?;
     let log = dir.join(LOG);
+    let before = newest_history(&dir.join("pg_wal"))?;
     let mut waiter = launch(start, &bin, owner, &log)?;
     let mut failed = false;
     loop {
@@ -93,9 +105,9 @@ pub fn start(start: &Start, mut looked: impl FnMut(Lsn) -> bool) -> Result<Start
         match (is_waiting.is_some(), state_of(dir)?) {
             // They call themselves ready as soon as they answer queries.
             (true, Some(State::Ready)) if control.state == DbState::InProduction => {
-                return ready(dir, &control, log);
+                return ready(dir, &control, before, log);
             }
-            (true, Some(State::Ready | State::Standby)) if !start.promotes => {
+            (true, Some(State::Ready | State::Standby)) if start.until == Until::Reading => {
                 return Ok(Started {
                     state: ServerState::Reading,
                     timeline: control
@@ -107,7 +119,7 @@ pub fn start(start: &Start, mut looked: impl FnMut(Lsn) -> bool) -> Result<Start
                     log,
                 });
             }
-            (true, None) if control.state == DbState::ShutDownInRecovery && !start.promotes => {
+            (true, None) if control.state == DbState::ShutDownInRecovery && start.until == Until::Stopped => {
                 return Ok(Started {
                     state: ServerState::Stopped,
                     timeline: control.checkpoint.timeline,
@@ -193,9 +205,14 @@ fn launch(start: &Start, bin: &Path, owner: Owner, log: &Path) -> Result<Child> 
     let mut command = owner.command(&program);
     command.args(["start", "--wait", "--silent", "--timeout", SECONDS, "--pgdata"]);
     command.arg(&start.dir).arg("--log").arg(log);
-    if let Some(options) = &start.options {
-        command.arg("--options").arg(options);
-    }
+    // Whatever files and options say: it is this directory that is started, and nobody else's.
+    let dir = start.dir.display().to_string().replace('\'', r"'\''");
+    let options = start.options.as_deref().unwrap_or_default();
+    command
+        .arg("--options")
+        .arg(format!("{options} -c data_directory='{dir}'"));
+    // What is typed here does not reach it: interrupted, it would stop the server.
+    command.process_group(0);
     // The owner may not be allowed where this process runs.
     command.current_dir(&start.dir);
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -211,7 +228,7 @@ enum State {
     Stopping,
 }
 
-/// None where no server runs.
+/// None where no server runs; one that was killed leaves its file.
 fn state_of(dir: &Path) -> Result<Option<State>> {
     let path = dir.join("postmaster.pid");
     let mut text = String::new();
@@ -223,7 +240,11 @@ fn state_of(dir: &Path) -> Result<Option<State>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io("open", &path)(error)),
     };
-    Ok(Some(state_in(&text)))
+    let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
+    let is_gone = pid
+        .and_then(rustix::process::Pid::from_raw)
+        .is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH));
+    Ok((!is_gone).then(|| state_in(&text)))
 }
 
 /// Its eighth line; it comes last, so that a file without it is of a server that starts.
@@ -260,10 +281,12 @@ fn control_file(dir: &Path) -> Result<ControlFile> {
 }
 
 /// A server that takes writes: if it was promoted, its timeline's history says where.
-fn ready(dir: &Path, control: &ControlFile, log: PathBuf) -> Result<Started> {
-    let newest = newest_history(&dir.join("pg_wal"), control.checkpoint.timeline)?;
-    let (timeline, left) = match newest {
-        Some((timeline, left)) => (timeline, Some(left)),
+fn ready(dir: &Path, control: &ControlFile, before: Option<TimelineId>, log: PathBuf) -> Result<Started> {
+    let wal = dir.join("pg_wal");
+    // A promoted server makes its first checkpoint a little later; what lay there before is of others.
+    let new = newest_history(&wal)?.filter(|timeline| Some(*timeline) > before);
+    let (timeline, left) = match new {
+        Some(timeline) => (timeline, history(&wal, timeline)?),
         None => (control.checkpoint.timeline, None),
     };
     Ok(Started {
@@ -275,9 +298,8 @@ fn ready(dir: &Path, control: &ControlFile, log: PathBuf) -> Result<Started> {
     })
 }
 
-/// The newest timeline of which there is a history, if it is that of the checkpoint or after it; and where it left the one
-/// before. (A promoted server makes its first checkpoint a little later.)
-fn newest_history(wal: &Path, least: TimelineId) -> Result<Option<(TimelineId, Branch)>> {
+/// The newest timeline of which there is a history.
+fn newest_history(wal: &Path) -> Result<Option<TimelineId>> {
     let mut newest = None;
     for entry in fs::read_dir(wal).map_err(io("list", wal))? {
         let entry = entry.map_err(io("list", wal))?;
@@ -288,11 +310,13 @@ fn newest_history(wal: &Path, least: TimelineId) -> Result<Option<(TimelineId, B
             .filter(|digits| digits.len() == 8)
             .and_then(|digits| u32::from_str_radix(digits, 16).ok())
             .and_then(TimelineId::new);
-        newest = newest.max(timeline.filter(|timeline| *timeline >= least));
+        newest = newest.max(timeline);
     }
-    let Some(timeline) = newest else {
-        return Ok(None);
-    };
+    Ok(newest)
+}
+
+/// Where a timeline left the one before it.
+fn history(wal: &Path, timeline: TimelineId) -> Result<Option<Branch>> {
     let path = wal.join(format!("{:08X}.history", timeline.get()));
     let mut bytes = Vec::new();
     File::open(&path)
@@ -302,7 +326,7 @@ fn newest_history(wal: &Path, least: TimelineId) -> Result<Option<(TimelineId, B
         what: path.display().to_string(),
         source,
     })?;
-    Ok(history.branches().last().map(|last| (timeline, last.clone())))
+    Ok(history.branches().last().cloned())
 }
 
 fn ended(dir: &Path, log: &Path) -> RestoreError {
@@ -364,16 +388,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         let timeline = |number| TimelineId::new(number).unwrap();
-        assert_eq!(newest_history(dir.path(), timeline(1)).unwrap(), None);
+        assert_eq!(newest_history(dir.path()).unwrap(), None);
         write("00000002.history", "1\t0/3000000\tno recovery target specified\n");
         write(
             "0000000A.history",
             "1\t0/3000000\tx\n2\t0/5000148\tbefore 2026-11-27\n",
         );
         write("x.history", "");
-        let (newest, left) = newest_history(dir.path(), timeline(2)).unwrap().unwrap();
-        assert_eq!((newest.get(), left.reason.as_str()), (10, "before 2026-11-27"));
+        assert_eq!(newest_history(dir.path()).unwrap(), Some(timeline(10)));
+        let left = history(dir.path(), timeline(10)).unwrap().unwrap();
+        assert_eq!(left.reason, "before 2026-11-27");
         assert_eq!(left.left_at.to_string(), "0/5000148");
-        assert_eq!(newest_history(dir.path(), timeline(11)).unwrap(), None);
     }
 }

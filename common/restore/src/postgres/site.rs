@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{RestoreError, Result, place::open_below};
 use holdfast_core::limits::PG_SETTINGS_MAX;
-use holdfast_postgres::{Recovery, RecoveryMode, SettingsFile, SystemId};
+use holdfast_postgres::{Recovery, RecoveryMode, SettingsFile, SystemId, recovery_settings_in};
 use rustix::{
     fs::{self, AtFlags, FlockOperation, Mode, OFlags},
     io::Errno,
@@ -197,7 +197,11 @@ impl Site {
         let mut settings = SettingsFile::parse(&found.unwrap_or_default()).map_err(in_settings)?;
         settings.set("archive_mode", "off").map_err(in_settings)?;
         if let Some(to) = to {
-            to.write_to(&mut settings).map_err(in_settings)?;
+            let main = files::read(self.dir(), b"postgresql.conf", PG_SETTINGS_MAX)?.unwrap_or_default();
+            // One that servers do not read either has nothing to say.
+            let elsewhere =
+                SettingsFile::parse(&main).map_or_else(|_| Vec::new(), |file| recovery_settings_in(&file));
+            to.write_to(&mut settings, &elsewhere).map_err(in_settings)?;
         }
         files::write(self.dir(), SETTINGS, settings.render(), owner)
     }

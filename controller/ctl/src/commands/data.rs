@@ -6,7 +6,7 @@ use crate::{
     error::{Result, fault, lift},
     rows::SnapshotRow,
 };
-use holdfast_core::ErrorKind;
+use holdfast_core::{ErrorKind, SnapshotId, SourceRef, VaultId};
 use holdfast_net::client::{ClientTls, ConnectOptions, Connection, connect_pool};
 use holdfast_restore::{GrpcSource, Snapshot};
 use std::sync::Arc;
@@ -34,6 +34,28 @@ impl<'c> Opener<'c> {
             .await
             .map_err(lift)?;
         Ok(Self { cluster, connections })
+    }
+
+    /// Opens a page of a source's journal, and makes sure that it is that page.
+    pub(super) async fn page(
+        &self,
+        source: &SourceRef,
+        vault: VaultId,
+        page: SnapshotId,
+    ) -> Result<Snapshot> {
+        let keys = Arc::new(self.cluster.vault_keys(vault).await?);
+        let (root, _) = GrpcSource::root(self.cluster.connection.clone(), page)
+            .await
+            .map_err(lift)?;
+        let blobs = GrpcSource::new(self.connections.clone(), vault).map_err(lift)?;
+        let opened = Snapshot::open(&root, Arc::new(blobs), keys).map_err(lift)?;
+        let clear = &opened.root().clear;
+        if clear.is_journal && clear.snapshot == page && clear.source == *source && clear.vault == vault {
+            Ok(opened)
+        } else {
+            let text = format!("the controller gave another root than that of page {page} of {source}");
+            Err(fault(ErrorKind::Corrupt, text))
+        }
     }
 
     /// Opens one snapshot, and makes sure that it is the one that was asked for: a controller could hand out the

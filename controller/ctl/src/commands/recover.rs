@@ -105,7 +105,8 @@ pub(super) async fn run(args: &RecoverArgs) -> Result<()> {
                     .with_hint("holdfastctl recover --from STORE --kit FILE --list")
             })?;
             let found = recovery.snapshot(wanted).await.map_err(lift)?;
-            let recover_to = match restore::recovery::asked(&args.target)? {
+            let asked = restore::recovery::asked(&args.target)?;
+            let recover_to = match asked.or_else(|| restore::recovery::implied(&args.target)) {
                 Some(target) => Some(RecoverTo {
                     recovery: restore::recovery::recovery(target, &args.target)?,
                     journal: recovery.journal(&found.root().clear.source, found.reader().clone()),

@@ -17,7 +17,8 @@ use holdfast_net::Fault;
 use holdfast_proto::v1;
 use holdfast_restore::{
     Layout, OnRemoval, Problem, Progress, RestoreError, RestoreOptions, RestoreReport, Snapshot,
-    postgres::RecoverTo, restore, shown,
+    postgres::{RecoverTo, Until},
+    restore, shown,
 };
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -140,8 +141,8 @@ pub(super) async fn here(snapshot: &Snapshot, plan: &Plan<'_>, format: Format) -
     drop(ticker);
     let (report, mut cluster) = outcome?;
     if let (Some(options), Some(cluster)) = (plan.start, &mut cluster) {
-        let promotes = plan.recover_to.as_ref().is_none_or(RecoverTo::promotes);
-        cluster.start(&target, options, promotes).await?;
+        let until = plan.recover_to.as_ref().map_or(Until::Ready, RecoverTo::until);
+        cluster.start(&target, options, until).await?;
     }
     finish(report, &target, plan.dry_run, removals.take(), cluster, format)
 }

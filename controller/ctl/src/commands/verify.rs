@@ -1,7 +1,7 @@
 //! `verify`: what the stores hold, checked by the controllers without keys, and what snapshots need, checked here
 //! with keys.
 
-use super::data::Opener;
+use super::{apply, data::Opener, get};
 use crate::{
     cluster::Cluster,
     error::{Result, fault, lift},
@@ -15,7 +15,7 @@ use holdfast_proto::v1::{self, verify_stores_response::Body};
 use holdfast_restore::{Problem, Progress, Verifier, shown};
 use serde::Serialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -31,6 +31,8 @@ struct Report {
     pack_bytes: u64,
     objects: u64,
     snapshots: u64,
+    /// Pages of journals.
+    pages: u64,
     nodes: u64,
     chunks: u64,
     chunk_bytes: u64,
@@ -66,6 +68,7 @@ pub(super) async fn run(
         stores(cluster, read_data, format, &mut report).await?;
     }
     snapshots(cluster, source, read_data, format, &mut report).await?;
+    journals(cluster, source, read_data, format, &mut report).await?;
     output::print(&match format {
         Format::Json | Format::Yaml => output::value(&report, format)?,
         Format::Table | Format::Wide | Format::Name => text(&report, read_data),
@@ -89,11 +92,12 @@ fn text(report: &Report, read_data: bool) -> String {
         "structure only; --read-data reads every byte"
     };
     format!(
-        "{} packs ({}), {} other objects, {} snapshots: {} nodes, {} chunks ({}); {how}: {} findings\n",
+        "{} packs ({}), {} other objects, {} snapshots, {} pages of WAL: {} nodes, {} chunks ({}); {how}: {} findings\n",
         report.packs,
         bytes(report.pack_bytes),
         report.objects,
         report.snapshots,
+        report.pages,
         report.nodes,
         report.chunks,
         bytes(report.chunk_bytes),
@@ -187,6 +191,95 @@ async fn snapshots(
                 }
                 other => other?,
             }
+        }
+    }
+    Ok(())
+}
+
+/// We check the archived WAL too: what a page lists must be there.
+async fn journals(
+    cluster: &Cluster,
+    source: Option<&SourceRef>,
+    read_data: bool,
+    format: Format,
+    report: &mut Report,
+) -> Result<()> {
+    let mut sources = apply::sources(cluster).await?;
+    sources.retain(|row| row.has_journal() && source.is_none_or(|source| row.name == *source));
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let vaults: BTreeMap<_, _> = get::agents(cluster)
+        .await?
+        .into_iter()
+        .map(|row| (row.name.clone(), row.vault))
+        .collect();
+    let opener = Opener::new(cluster).await?;
+    let progress = Arc::new(Progress::default());
+    let _ticker = Ticker::start("verify WAL", Arc::clone(&progress));
+    for row in sources {
+        let vault = vaults.get(row.name.agent.as_str()).copied();
+        let vault = vault.ok_or_else(|| {
+            fault(
+                ErrorKind::NotFound,
+                format!("there is no agent {}", row.name.agent),
+            )
+        })?;
+        let verifier = Verifier::new(read_data, Arc::clone(&progress), Arc::default());
+        let files = get::journal(cluster, &row.name).await?;
+        let pages: BTreeSet<SnapshotId> = files.iter().map(|file| file.page).collect();
+        for page in pages {
+            let found = async {
+                let page = opener.page(&row.name, vault, page).await?;
+                verifier.verify(&page).await.map_err(lift)
+            };
+            let found = tokio::select! {
+                found = found => found,
+                _ = tokio::signal::ctrl_c() => Err(fault(ErrorKind::Interrupted, "stopped before everything was checked")),
+            };
+            report.pages += 1;
+            let object = |path: &str| format!("WAL of {} {path}", row.name);
+            let found = match found {
+                Err(fault) if is_damage(&fault) => {
+                    let names = files
+                        .iter()
+                        .filter(|file| file.page == page)
+                        .map(|file| file.name.as_str());
+                    let object = object(&names.collect::<Vec<_>>().join(" "));
+                    let problem = fault.message;
+                    report.add(
+                        Finding {
+                            object,
+                            problem,
+                            snapshots: Vec::new(),
+                        },
+                        format,
+                    );
+                    continue;
+                }
+                other => other?,
+            };
+            report.nodes += found.nodes;
+            report.chunks += found.chunks;
+            report.chunk_bytes += found.bytes;
+            let listed = found.findings.listed.len() as u64;
+            for Problem {
+                path,
+                kind: _,
+                reason,
+            } in found.findings.listed
+            {
+                let object = object(&shown(&path));
+                report.add(
+                    Finding {
+                        object,
+                        problem: reason,
+                        snapshots: Vec::new(),
+                    },
+                    format,
+                );
+            }
+            report.findings_count += found.findings.count.saturating_sub(listed);
         }
     }
     Ok(())

@@ -71,6 +71,13 @@ impl From<v1::Journal> for Journal {
     }
 }
 
+impl SourceRow {
+    /// Whether WAL of it was ever archived.
+    pub(crate) fn has_journal(&self) -> bool {
+        self.journal.is_some()
+    }
+}
+
 impl TryFrom<v1::Source> for SourceRow {
     type Error = Fault;
     fn try_from(wire: v1::Source) -> Result<Self> {

@@ -10,7 +10,8 @@ use holdfast_net::Fault;
 use holdfast_restore::{
     RestoreError, RestoreOptions, RestoreReport, Snapshot,
     postgres::{
-        self, Backup, DamagedBlock, PostgresError, PostgresReport, Request, ServerState, Start, Started, Way,
+        self, Backup, DamagedBlock, PostgresError, PostgresReport, Request, ServerState, Start, Started,
+        Until, Way,
     },
     shown,
 };
@@ -27,6 +28,8 @@ use std::{
 
 /// Between two lines about a server that replays.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while it does not move: it may wait for somebody.
+const STILL_INTERVAL: Duration = Duration::from_secs(60);
 /// Damaged blocks that are printed one by one; JSON has all that the backup lists.
 const DAMAGED_SHOWN: usize = 100;
 
@@ -96,6 +99,9 @@ struct Recovers {
     reaches: Option<String>,
     wal_files: usize,
     wal_bytes: u64,
+    /// Segments behind the target that are archived nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<String>,
 }
 
 impl From<Way> for Recovers {
@@ -105,6 +111,7 @@ impl From<Way> for Recovers {
             reaches: way.reaches.map(|segment| segment.to_string()),
             wal_files: way.files.len(),
             wal_bytes: way.bytes,
+            missing: way.missing,
         }
     }
 }
@@ -237,7 +244,7 @@ fn explained(error: RestoreError) -> Fault {
 
 impl Cluster {
     /// Starts the server on what was restored, if that is whole, and follows it.
-    pub(super) async fn start(&mut self, dir: &Path, options: Option<&str>, promotes: bool) -> Result<()> {
+    pub(super) async fn start(&mut self, dir: &Path, options: Option<&str>, until: Until) -> Result<()> {
         if !self.complete {
             return Ok(());
         }
@@ -245,14 +252,19 @@ impl Cluster {
             dir: dir.to_path_buf(),
             major: self.major,
             options: options.map(str::to_owned),
-            promotes,
+            until,
         };
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
         let mut told = (Instant::now(), None);
         let starting = tokio::task::spawn_blocking(move || {
             postgres::start(&start, |lsn| {
-                if told.0.elapsed() >= TELL_INTERVAL && told.1 != Some(lsn) {
+                let interval = if told.1 == Some(lsn) {
+                    STILL_INTERVAL
+                } else {
+                    TELL_INTERVAL
+                };
+                if told.0.elapsed() >= interval {
                     eprintln!("the server has replayed its WAL at least to {lsn}");
                     told = (Instant::now(), Some(lsn));
                 }
@@ -268,7 +280,17 @@ impl Cluster {
             }
         };
         let started = started.map_err(|error| fault(ErrorKind::Internal, error.to_string()))?;
-        self.server = Some(started.map_err(explained)?.into());
+        let started = started.map_err(|error| match error {
+            // Not the hint of a restore that was interrupted: this one is whole, and the server may go on.
+            RestoreError::Interrupted => {
+                fault(ErrorKind::Interrupted, "no longer followed; the server goes on").with_hint(format!(
+                    "everything is restored; what the server does stands in {}/holdfast-start.log",
+                    dir.display()
+                ))
+            }
+            error => explained(error),
+        });
+        self.server = Some(started?.into());
         Ok(())
     }
 
@@ -297,6 +319,16 @@ impl Cluster {
         }
         if !dry_run && !self.complete {
             return Err(fault(ErrorKind::Internal, "the restore is not complete"));
+        }
+        if let Some(missing) = self
+            .recovery
+            .as_ref()
+            .and_then(|recovery| recovery.missing.as_ref())
+        {
+            eprintln!(
+                "warning: WAL is not archived from there on: {missing}. If the target lies behind it after all, the server says so \
+                 and ends"
+            );
         }
         if let Some(Server {
             state,

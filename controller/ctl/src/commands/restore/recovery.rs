@@ -16,7 +16,7 @@ use holdfast_restore::{
     GrpcSource, Journal, JournalFile, JournalRoots, RestoreError, Snapshot, open_root,
     postgres::{
         Backup, Lsn, NO_ARCHIVE, RecoverTo, Recovery, RecoveryMode, RecoveryTarget, TargetAction,
-        TargetTimeline,
+        TargetTimeline, TimelineHistory, wanted,
     },
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -39,7 +39,10 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
     };
     let target = match asked(&args.target)? {
         Some(target) => Some(target),
-        None => meant(address, !journal.is_empty())?,
+        None => match meant(address, !journal.is_empty())? {
+            Some(target) => Some(target),
+            None => implied(&args.target),
+        },
     };
     let Some(target) = target else {
         let row = cluster.resolve(address).await?;
@@ -59,7 +62,7 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
             address.source.source
         )));
     }
-    let snapshot = begin_with(cluster, &opener, address, &target).await?;
+    let recovery = recovery(target, &args.target)?;
     let files = journal.into_iter().map(|row| {
         let file = JournalFile {
             len: row.bytes,
@@ -68,17 +71,16 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
         };
         (row.name, file)
     });
-    let roots = Pages {
-        connection: cluster.connection.clone(),
-        keys: Arc::clone(snapshot.reader().keys()),
+    let files: BTreeMap<_, _> = files.collect();
+    let journal_by = |snapshot: &Snapshot| {
+        let roots = Pages {
+            connection: cluster.connection.clone(),
+            keys: Arc::clone(snapshot.reader().keys()),
+        };
+        let reader = snapshot.reader().clone();
+        Journal::new(address.source.clone(), files.clone(), Arc::new(roots), reader)
     };
-    let journal = Journal::new(
-        address.source.clone(),
-        files.collect::<BTreeMap<_, _>>(),
-        Arc::new(roots),
-        snapshot.reader().clone(),
-    );
-    let recovery = recovery(target, &args.target)?;
+    let (snapshot, journal) = begin_with(cluster, &opener, address, &recovery, journal_by).await?;
     Ok(Chosen {
         snapshot,
         recover_to: Some(RecoverTo { recovery, journal }),
@@ -125,6 +127,12 @@ fn meant(address: &Address, has_journal: bool) -> Result<Option<RecoveryTarget>>
     })
 }
 
+/// What is said without a target, but makes no sense where nothing is recovered, stands for all WAL that there is.
+pub(in super::super) fn implied(asked: &TargetArgs) -> Option<RecoveryTarget> {
+    let is_said = asked.timeline.is_some() || asked.action != Action::Promote;
+    is_said.then_some(RecoveryTarget::Latest)
+}
+
 /// With all its digits: servers know microseconds.
 fn time(text: &str) -> Result<RecoveryTarget> {
     // In words for people where it has no zone.
@@ -166,59 +174,99 @@ pub(in super::super) fn recovery(target: RecoveryTarget, asked: &TargetArgs) -> 
     Ok(recovery)
 }
 
-/// The newest whole snapshot that ends before the target.
+/// The newest whole snapshot that ends before the target, on the timeline that is followed; and the journal, read with its keys.
 async fn begin_with(
     cluster: &Cluster,
     opener: &Opener<'_>,
     address: &Address,
-    target: &RecoveryTarget,
-) -> Result<Snapshot> {
+    recovery: &Recovery,
+    journal_by: impl Fn(&Snapshot) -> Journal,
+) -> Result<(Snapshot, Journal)> {
     if let At::Snapshot(_) = address.at {
-        return opener.open(&cluster.resolve(address).await?).await;
+        let snapshot = opener.open(&cluster.resolve(address).await?).await?;
+        let journal = journal_by(&snapshot);
+        return Ok((snapshot, journal));
     }
+    let target = &recovery.target;
     let all = cluster.snapshots(Some(&address.source), false).await?;
     if let Some(newest) = all.first() {
         cluster
             .context
             .note_head(&address.source.to_string(), newest.sequence)?;
     }
-    let whole = all
+    let whole: Vec<SnapshotRow> = all
         .into_iter()
-        .filter(|row| row.state == "visible" && !row.partial);
+        .filter(|row| row.state == "visible" && !row.partial && ended_by(row, address, target))
+        .collect();
+    if matches!(target, RecoveryTarget::Name(_)) && whole.len() > 1 && address.at == At::Latest {
+        return Err(invalid(
+            "where in the WAL a name stands is not known, so the backup before it must be said",
+        )
+        .with_hint(format!(
+            "holdfastctl get snapshots {0}; then restore {0}@SNAPSHOT or {0}@TIME with --name",
+            address.source
+        )));
+    }
+    let mut followed: Option<(Journal, Option<TimelineHistory>)> = None;
     for row in whole {
-        if !ended_by(&row, target) {
-            continue;
-        }
         let snapshot = opener.open(&row).await?;
         let Some(backup) = Backup::find(&snapshot).await.map_err(lift)? else {
             continue;
         };
+        let (journal, history) = match &followed {
+            Some(followed) => followed,
+            None => {
+                let journal = journal_by(&snapshot);
+                let history = wanted(&journal, recovery.timeline).await.map_err(lift)?;
+                followed.insert((journal, history))
+            }
+        };
+        // What the timeline left behind would come back with a backup beside it.
+        if history.as_ref().is_some_and(|history| !backup.is_on(history)) {
+            continue;
+        }
         let is_before = match target {
             RecoveryTarget::Lsn(lsn) => backup.manifest.stop_lsn <= *lsn,
             // Servers use the lower half, and so do people.
-            RecoveryTarget::Xid(xid) => backup
-                .next_xid()
-                .is_none_or(|next| (next as u32) <= (*xid as u32)),
+            RecoveryTarget::Xid(xid) => backup.next_xid().is_none_or(|next| is_before(next, *xid)),
             _ => true,
         };
         if is_before {
-            return Ok(snapshot);
+            return Ok((snapshot, journal.clone()));
         }
     }
     Err(fault(
         ErrorKind::NotFound,
-        format!("no whole snapshot of {} ends before the target", address.source),
+        format!(
+            "no whole snapshot of {} ends before the target on the timeline that is followed",
+            address.source
+        ),
     )
     .with_hint(format!("holdfastctl get snapshots {}", address.source)))
 }
 
-/// Whether a snapshot was complete by the time that is asked for.
-fn ended_by(row: &SnapshotRow, target: &RecoveryTarget) -> bool {
-    match target {
+/// Whether a snapshot was complete by the time that is asked for, as the target or beside it.
+fn ended_by(row: &SnapshotRow, address: &Address, target: &RecoveryTarget) -> bool {
+    let by_target = match target {
         RecoveryTarget::Time(time) => {
             UnixMillis::try_from(time.as_millisecond()).is_ok_and(|time| row.finished_millis <= time)
         }
         _ => true,
+    };
+    let by_address = match address.at {
+        At::Time(time) => row.finished_millis <= time,
+        _ => true,
+    };
+    by_target && by_address
+}
+
+/// Whether `next` was not given out yet when `xid` was. With its epoch by all bits; without, as servers compare: half of all
+/// numbers are behind one.
+fn is_before(next: u64, xid: u64) -> bool {
+    if xid > u64::from(u32::MAX) {
+        next <= xid
+    } else {
+        (xid as u32).wrapping_sub(next as u32) < 1 << 31
     }
 }
 
@@ -233,5 +281,25 @@ impl JournalRoots for Pages {
     async fn root(&self, page: SnapshotId) -> Result<Root, RestoreError> {
         let (root, _) = GrpcSource::root(self.connection.clone(), page).await?;
         open_root(&root, &self.keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transactions_are_compared_as_servers_do() {
+        let wrap = 1 << 32;
+        for (next, xid, expected) in [
+            (700, 700, true),
+            (700, 699, false),
+            (wrap + 5, 4_294_967_000, false),
+            (wrap - 100, 7, true),
+            (wrap + 5, wrap + 4, false),
+            (wrap + 5, wrap + 6, true),
+        ] {
+            assert_eq!(is_before(next, xid), expected, "{next} {xid}");
+        }
     }
 }
