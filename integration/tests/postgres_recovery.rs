@@ -315,6 +315,9 @@ fn a_promotion_begins_a_timeline_that_is_followed_or_not() {
     world.let_move(50);
     world.mark();
     world.let_move(50);
+    // It lies on what is left behind below.
+    let late = world.backup();
+    world.let_move(50);
     workload.kill();
     world.archiving.archive_all();
     let before = world.transfers();
@@ -351,6 +354,11 @@ fn a_promotion_begins_a_timeline_that_is_followed_or_not() {
         assert_eq!(timeline["history"], has_history);
     }
 
+    let to = world.archiving.path("never");
+    let refused = world.restore(&to, &format!("{SOURCE}@{late}"), &["--latest"]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("earlier snapshot"), "{}", refused.stderr);
+    assert!(!to.exists());
     for (timeline, expected) in [("latest", after), ("2", after), ("current", before)] {
         let to = world.archiving.path("restored");
         let _ = world

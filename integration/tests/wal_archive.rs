@@ -162,6 +162,9 @@ fn one_name_has_one_content() {
     let status = world.cluster.ctl(["status"]).ok().text();
     assert!(status.contains("another content than is kept"), "{status}");
 
+    let verified = world.cluster.ctl(["verify", SOURCE, "-o", "json"]).ok().json();
+    assert!(verified["pages"].as_u64().unwrap() >= 1, "{verified}");
+
     // Not what another cluster archived, nor what is none of its files, nor for whom it is not.
     let other = Server::init(world.base.path(), "other");
     let foreign = other.data().join("pg_wal").join("000000010000000000000001");
@@ -204,6 +207,38 @@ fn one_name_has_one_content() {
             refused.stderr
         );
     }
+}
+
+#[test]
+fn wal_that_was_lost_is_found_by_verify() {
+    let mut world = World::start();
+    let name = world.segment(1);
+    world.wait_archived(&name);
+    world.server.stop();
+    let verify = || world.cluster.ctl(["verify", SOURCE, "--read-data"]);
+    let _ = verify().ok();
+    let mut pending = vec![world.cluster.store_dir().join("packs")];
+    let mut spoilt = 0;
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+                continue;
+            }
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            let middle = file.metadata().unwrap().len() / 2;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, middle).unwrap();
+            file.write_all_at(&[!byte[0]], middle).unwrap();
+            spoilt += 1;
+        }
+    }
+    assert!(spoilt > 0);
+    let found = verify().expect_code(4);
+    assert!(found.stderr.contains("WAL of db1/main"), "{}", found.stderr);
+    let (fetched, _) = world.fetch(&name, &["--fetch-timeout", "1"]);
+    assert_eq!(fetched.code, 126, "{}", fetched.stderr);
 }
 
 #[test]

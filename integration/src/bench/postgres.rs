@@ -345,8 +345,9 @@ impl Bench {
         });
         self.set_archive("");
         while waiting()? < self.segments {
+            self.server.execute("CREATE TABLE load (LIKE orders)");
             self.server.execute(&format!(
-                "CREATE TABLE load AS SELECT {ROW} FROM generate_series(1, 200000) i"
+                "INSERT INTO load SELECT {ROW} FROM generate_series(1, 200000) i"
             ));
             self.server.execute("DROP TABLE load");
         }
