@@ -13,6 +13,7 @@ mod attributes;
 mod big_file;
 mod delete;
 mod dir;
+mod direct;
 mod existing;
 mod hard_links;
 mod leftovers;

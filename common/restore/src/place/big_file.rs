@@ -1,6 +1,9 @@
 //! A file that several workers fill.
 
-use super::{attributes::Attributes, dir::Dir, hard_links::LinkKey, rewrite::Earlier, sparse::data_ranges};
+use super::{
+    attributes::Attributes, dir::Dir, direct::Writing, hard_links::LinkKey, rewrite::Earlier,
+    sparse::data_ranges,
+};
 use crate::{RestoreError, Result, bounds::REWRITE_MIN, path::shown};
 use holdfast_repo::Entry;
 use parking_lot::Mutex;
@@ -21,8 +24,7 @@ pub(super) struct BigFile {
     pub(super) earlier: Earlier,
     /// Whether a file that is rewritten was changed.
     pub(super) begun: Mutex<bool>,
-    /// One writes at a time: the kernel lets only one into a file, and the others would spin meanwhile.
-    turn: Mutex<()>,
+    writing: Writing,
     temporary: Option<Vec<u8>>,
     attributes: Attributes,
     size: u64,
@@ -52,17 +54,18 @@ impl BigFile {
         let attributes = Attributes::from(entry);
         attributes.prepare(file.as_fd());
         let is_fresh = !matches!(earlier, Earlier::Itself(_));
+        let leaves_zeros_out = entry.is_sparse && is_fresh;
         Self {
+            writing: Writing::new(file.as_fd(), is_fresh && !leaves_zeros_out, entry.size()),
             file,
             dir: Arc::clone(dir),
             name: entry.name.clone(),
             earlier,
             begun: Mutex::new(false),
-            turn: Mutex::new(()),
             temporary,
             attributes,
             size: entry.size(),
-            leaves_zeros_out: entry.is_sparse && is_fresh,
+            leaves_zeros_out,
             written: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         }
@@ -90,25 +93,35 @@ impl BigFile {
         } else {
             self.write_at(offset, bytes)?;
         }
-        let all = bytes.len() as u64;
-        self.written.fetch_add(all, AcqRel);
-        self.dir.target.counts.bytes.fetch_add(all, Relaxed);
-        self.dir.target.progress.add_bytes(all);
+        self.count(bytes.len());
         Ok(())
     }
 
-    fn write_at(&self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
-        let _turn = self.turn.lock();
-        while !bytes.is_empty() {
-            let len = match rustix::io::pwrite(&self.file, bytes, offset) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Ok(0) => return Err(self.dir.failed("write", &self.name, rustix::io::Errno::NOSPC)),
-                outcome => outcome.map_err(|errno| self.dir.failed("write", &self.name, errno))?,
-            };
-            offset += len as u64;
-            bytes = &bytes[len..];
-        }
+    /// Writes a piece from memory that is aligned, as [`super::direct::Staging`] gathers them.
+    pub(super) fn write_staged(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.writing
+            .write_aligned(self.file.as_fd(), offset, bytes)
+            .map_err(|errno| self.dir.failed("write", &self.name, errno))?;
+        self.count(bytes.len());
         Ok(())
+    }
+
+    /// Whether content should be gathered for [`Self::write_staged`].
+    pub(super) fn is_direct(&self) -> bool {
+        self.writing.is_direct()
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.writing
+            .write(self.file.as_fd(), offset, bytes)
+            .map_err(|errno| self.dir.failed("write", &self.name, errno))
+    }
+
+    fn count(&self, bytes: usize) {
+        let all = bytes as u64;
+        self.written.fetch_add(all, AcqRel);
+        self.dir.target.counts.bytes.fetch_add(all, Relaxed);
+        self.dir.target.progress.add_bytes(all);
     }
 
     /// Leaves a hole: the file was made as long as it will be, and nothing was written there.

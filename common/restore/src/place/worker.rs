@@ -1,8 +1,8 @@
 //! What each thread does: fetch, open, write.
 
 use super::{
-    attributes::Attributes, big_file::BigFile, dir::Dir, existing::Existing, hard_links::LinkKey,
-    rewrite::Earlier, sparse::data_ranges,
+    attributes::Attributes, big_file::BigFile, dir::Dir, direct::Staging, existing::Existing,
+    hard_links::LinkKey, rewrite::Earlier, sparse::data_ranges,
 };
 use crate::{
     ChunkReader, Fetched, RestoreError, Result,
@@ -46,6 +46,7 @@ pub(super) struct Worker {
     raw: Vec<u8>,
     /// What was there before.
     there: Vec<u8>,
+    staging: Staging,
 }
 
 impl Worker {
@@ -54,6 +55,7 @@ impl Worker {
             reader: SegmentReader::new(reader, Arc::clone(cache))?,
             raw: Vec::new(),
             there: Vec::new(),
+            staging: Staging::default(),
         })
     }
 
@@ -139,7 +141,15 @@ impl Worker {
         true
     }
 
-    fn region(&mut self, file: &BigFile, mut offset: u64, segments: &[Segment]) -> Result<()> {
+    fn region(&mut self, file: &BigFile, offset: u64, segments: &[Segment]) -> Result<()> {
+        // What an earlier region left behind when it failed.
+        self.staging.clear();
+        self.fill_region(file, offset, segments)?;
+        self.staging.flush(file)?;
+        file.end_region()
+    }
+
+    fn fill_region(&mut self, file: &BigFile, mut offset: u64, segments: &[Segment]) -> Result<()> {
         let mut wanted = Vec::with_capacity(segments.len());
         for segment in segments {
             let keys = self.reader.opener().keys();
@@ -167,10 +177,10 @@ impl Worker {
             if file.is_rewritten() {
                 file.overwrite(offset, &self.raw)?;
             } else {
-                file.write(offset, &self.raw)?;
+                self.staging.write(file, offset, &self.raw)?;
             }
         }
-        file.end_region()
+        Ok(())
     }
 
     fn small_file(

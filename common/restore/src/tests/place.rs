@@ -364,3 +364,18 @@ async fn stopping_leaves_no_incomplete_file() {
         Ok(_) => assert_eq!(fs::metadata(left).unwrap().len(), 30 << 20),
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_files_of_any_length_come_back() {
+    let mut repo = Repo::new();
+    // Segments begin and end anywhere, whatever the blocks of the disk are.
+    repo.chunk_len = 300_001;
+    let lengths = [8 << 20, (8 << 20) + 1, (33 << 20) - 4095, (12 << 20) + 4096];
+    let names = ["even", "one more", "nearly", "a block more"];
+    let files = std::array::from_fn::<_, 4, _>(|n| (names[n], file(noise(n as u8, lengths[n]))));
+    let tree = dir(files);
+    let (snapshot, _) = snapshot(&mut repo, &[("/srv/data", tree.clone())]).await;
+    let to = tempfile::tempdir().unwrap();
+    whole(&snapshot, to.path()).await;
+    assert_same(&to.path().join("srv/data"), &tree);
+}
