@@ -12,7 +12,6 @@ mod fetch;
 pub(crate) mod fixture;
 pub(crate) mod journal;
 pub mod links;
-pub mod read;
 mod roots;
 mod wire;
 
@@ -241,7 +240,12 @@ impl Data {
     ) -> Result<pb::GetRootResponse> {
         let id: SnapshotId = wire::id(&request.snapshot)?;
         if let Some(root) = self.page_root(reader, id).await? {
-            return Ok(pb::GetRootResponse { root, snapshot: None });
+            let store = self.local_store(reader);
+            return Ok(pb::GetRootResponse {
+                root,
+                snapshot: None,
+                store,
+            });
         }
         let view = self.parts.catalog.read().await?;
         let unknown = || Error::refused(ErrorKind::NotFound, format!("there is no snapshot {id}"));
@@ -254,6 +258,16 @@ impl Data {
         Ok(pb::GetRootResponse {
             root,
             snapshot: Some(wire::snapshot(snapshot)),
+            store: self.local_store(reader),
+        })
+    }
+
+    /// Where an admin may find the store, if its host is this one.
+    fn local_store(&self, reader: &access::Reader) -> Option<pb::LocalStore> {
+        let directory = self.parts.store.directory()?.to_str()?;
+        reader.is_admin().then(|| pb::LocalStore {
+            id: Bytes::copy_from_slice(self.parts.store.id().as_bytes()),
+            directory: directory.to_owned(),
         })
     }
 }

@@ -21,16 +21,7 @@ use std::{
     sync::Arc,
 };
 
-/// Where one blob lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Location {
-    /// The pack.
-    pub pack: PackId,
-    /// Where the blob begins in it.
-    pub offset: u32,
-    /// Its length in bytes.
-    pub len: u32,
-}
+pub use holdfast_store::Location;
 
 /// What a pack holds, as it is added.
 #[derive(Debug, Clone)]

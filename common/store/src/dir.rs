@@ -94,6 +94,10 @@ impl Store for DirStore {
         self.paths.id
     }
 
+    fn directory(&self) -> Option<&Path> {
+        Some(&self.paths.root)
+    }
+
     async fn begin_upload(&self) -> Result<Box<dyn Upload>, StoreError> {
         let paths = Arc::clone(&self.paths);
         let upload = self

@@ -19,10 +19,12 @@ mod error;
 pub mod fault;
 mod mem;
 mod name;
+mod read;
 mod store;
 
 pub use dir::{DirStore, MARKER};
 pub use error::StoreError;
 pub use mem::MemStore;
 pub use name::{Area, ObjectKind, ObjectName};
+pub use read::{Location, read_places};
 pub use store::{Finished, Listed, Space, Store, Upload};

@@ -38,6 +38,11 @@ pub trait Store: Send + Sync {
     /// Who it is, wherever it is mounted.
     fn id(&self) -> StoreId;
 
+    /// Its directory, for who may be able to read it there: nobody else knows whether that is the same host.
+    fn directory(&self) -> Option<&std::path::Path> {
+        None
+    }
+
     /// Writes an object whose bytes are known. Durable when it returns; an object that exists stays as it is.
     async fn put(&self, name: &ObjectName, body: Bytes) -> Result<Finished, StoreError> {
         let mut upload = self.begin_upload().await?;

@@ -58,6 +58,10 @@ pub(super) fn reader<T>(request: &tonic::Request<T>) -> Result<Reader, Status> {
 }
 
 impl Reader {
+    pub const fn is_admin(&self) -> bool {
+        matches!(self, Self::Admin)
+    }
+
     pub fn may_read(&self, view: &CatalogView, vault: VaultId) -> Result<bool> {
         match self {
             Self::Admin => Ok(true),

@@ -1,6 +1,6 @@
 //! Fetch: blobs by id, read with few reads and streamed in the order asked.
 
-use super::{Data, access, read::read_places, wire};
+use super::{Data, access, wire};
 use crate::{
     catalog::Queries as _,
     error::{Error, Result},
@@ -12,7 +12,7 @@ use holdfast_core::{ChunkId, ErrorKind, PackId, VaultId, limits};
 use holdfast_net::status::to_status;
 use holdfast_proto::v1 as pb;
 use holdfast_repo::BlobHeader;
-use holdfast_store::Store;
+use holdfast_store::{Store, read_places};
 use std::{collections::HashSet, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -59,6 +59,7 @@ impl Data {
             ids: wire::chunk_ids(&request.ids)?,
             avoid: avoided(&request.avoid)?,
             only_headers: request.nodes_only_header,
+            only_places: request.read_here[..] == self.parts.store.id().as_bytes()[..],
         };
         let (sender, receiver) = mpsc::channel(MESSAGES_READY);
         tokio::spawn(
@@ -100,6 +101,8 @@ struct Fetch {
     ids: Vec<ChunkId>,
     avoid: HashSet<(ChunkId, PackId)>,
     only_headers: bool,
+    /// The caller reads the store itself.
+    only_places: bool,
 }
 
 impl Fetch {
@@ -113,6 +116,16 @@ impl Fetch {
             places.retain(|place| !self.avoid.contains(&(*id, place.pack)));
         }
         let mut message = Message::default();
+        if self.only_places {
+            for places in located {
+                let place = places.first().map(place);
+                if !message.push(place.unwrap_or_default(), sender).await {
+                    return Ok(());
+                }
+            }
+            message.flush(sender).await;
+            return Ok(());
+        }
         let mut from = 0;
         while from < self.ids.len() {
             let mut to = from;
@@ -196,6 +209,16 @@ fn found(blob: Bytes, place: Location) -> pb::FetchedBlob {
     pb::FetchedBlob {
         blob,
         pack: Bytes::copy_from_slice(place.pack.as_bytes()),
+        ..pb::FetchedBlob::default()
+    }
+}
+
+fn place(place: &Location) -> pb::FetchedBlob {
+    pb::FetchedBlob {
+        blob: Bytes::new(),
+        pack: Bytes::copy_from_slice(place.pack.as_bytes()),
+        offset: place.offset,
+        len: place.len,
     }
 }
 

@@ -1,13 +1,12 @@
 //! The links of nodes, read from their clear headers: how a controller walks a tree without its keys.
 
-use super::read::read_places;
 use crate::{
     error::Result,
     index::{ChunkIndex, Location},
 };
 use holdfast_core::{ChunkId, VaultId, limits::NODE_LINKS_MAX};
 use holdfast_repo::{BlobHeader, Link, Links, blob};
-use holdfast_store::Store;
+use holdfast_store::{Store, read_places};
 use std::{collections::HashSet, sync::Arc};
 
 /// Longest header of a node.

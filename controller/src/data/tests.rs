@@ -90,10 +90,33 @@ async fn what_goes_in_comes_out_and_the_next_run_builds_on_it() {
         assert_eq!(blob.pack.as_ref(), pack.0.as_bytes());
     }
     assert!(blobs[41].blob.is_empty(), "what is not stored is empty");
+    let here = pb::FetchRequest {
+        read_here: Bytes::copy_from_slice(world.store.id().as_bytes()),
+        ..request.clone()
+    };
+    let places = fetch(&world, here).await.unwrap();
+    for (place, blob) in places.iter().zip(&blobs[..41]) {
+        assert!(place.blob.is_empty(), "who reads the store itself is told where");
+        let name = holdfast_store::ObjectName::pack(&pack.0);
+        let range = world
+            .store
+            .get_range(&name, place.offset.into(), place.len as usize);
+        assert_eq!(
+            (range.await.unwrap(), &place.pack),
+            (blob.blob.clone(), &blob.pack)
+        );
+    }
+    assert_eq!((places.len(), places[41].len), (42, 0));
+    let elsewhere = pb::FetchRequest {
+        read_here: Bytes::from_static(b"of another store"),
+        ..request.clone()
+    };
+    assert_eq!(fetch(&world, elsewhere).await.unwrap(), blobs);
     let headers = fetch(
         &world,
         pb::FetchRequest {
             nodes_only_header: true,
+            read_here: Bytes::new(),
             ..request
         },
     )

@@ -3,14 +3,13 @@
 use super::{BATCH, Gc, PackPlan, Plan, mark::Live};
 use crate::{
     catalog::{Actor, Command, PackOutcome, Reply, RewrittenPack},
-    data::read::read_places,
     error::{Error, Result},
     index::{Location, sync},
 };
 use bytes::Bytes;
 use holdfast_core::{ErrorKind, HasKind, PackId, VaultId, limits};
 use holdfast_repo::{PackDirectory, PackEntry, PackWriter};
-use holdfast_store::{Finished, ObjectName};
+use holdfast_store::{Finished, ObjectName, read_places};
 use std::collections::HashSet;
 
 /// Live bytes that are copied before their originals are deleted: one new pack's worth of data.

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use holdfast_core::{ChunkId, ErrorKind, HasKind, PackId, SnapshotId};
 use holdfast_net::trace::TraceInterceptor;
 use holdfast_proto::v1::{self, data_service_server as server};
+use holdfast_store::Store as _;
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -27,6 +28,11 @@ struct Peer {
     breaks_off: bool,
     one_too_many: bool,
     ignores_avoid: bool,
+    /// The store that it serves: who reads that itself is told places.
+    store: Option<holdfast_store::DirStore>,
+    places: HashMap<ChunkId, v1::FetchedBlob>,
+    /// Blobs that went over the wire.
+    sent: AtomicU32,
 }
 
 #[tonic::async_trait]
@@ -44,6 +50,15 @@ impl server::DataService for Peer {
             .ids
             .chunks(32)
             .map(|id| {
+                let id = &ChunkId::try_from(id).unwrap();
+                let here = self.store.as_ref().map(|store| store.id().as_bytes().to_vec());
+                if here.is_some_and(|here| here == request.read_here)
+                    && let Some(place) = self.places.get(id)
+                {
+                    return place.clone();
+                }
+                self.sent.fetch_add(1, Ordering::SeqCst);
+                let id = &id.as_bytes()[..];
                 let copies = self.blobs.get(&ChunkId::try_from(id).unwrap());
                 let good = copies.into_iter().flatten().find(|(pack, _)| {
                     self.ignores_avoid || !avoid.contains(&&[id, pack.as_bytes()].concat()[..])
@@ -51,6 +66,7 @@ impl server::DataService for Peer {
                 good.map_or_else(Default::default, |(pack, blob)| v1::FetchedBlob {
                     blob: blob.clone(),
                     pack: Bytes::copy_from_slice(pack.as_bytes()),
+                    ..Default::default()
                 })
             })
             .collect();
@@ -143,6 +159,13 @@ impl Peer {
             let directory = holdfast_repo::PackDirectory::verify(bytes, *pack, VAULT).unwrap();
             for entry in directory.entries {
                 let blob = Bytes::copy_from_slice(&bytes[entry.offset as usize..][..entry.len as usize]);
+                let place = v1::FetchedBlob {
+                    pack: Bytes::copy_from_slice(pack.as_bytes()),
+                    offset: entry.offset,
+                    len: entry.len,
+                    ..Default::default()
+                };
+                peer.places.insert(entry.id, place);
                 peer.blobs.entry(entry.id).or_default().push((*pack, blob));
             }
         }
@@ -279,4 +302,86 @@ async fn answers_that_do_not_fit_are_errors() {
         ErrorKind::Unavailable
     );
     assert_eq!(peer.calls.load(Ordering::SeqCst), crate::bounds::FETCH_ATTEMPTS);
+}
+
+/// A peer whose store lies in `dir`, and what it tells of that.
+async fn with_store(repo: &Repo, dir: &std::path::Path) -> (Peer, v1::LocalStore) {
+    let id = holdfast_core::StoreId([7; 16]);
+    let store = holdfast_store::DirStore::create(dir, id).unwrap();
+    for (pack, bytes) in &repo.packs {
+        let name = holdfast_store::ObjectName::pack(pack);
+        store.put(&name, Bytes::from(bytes.clone())).await.unwrap();
+    }
+    let told = v1::LocalStore {
+        id: Bytes::copy_from_slice(id.as_bytes()),
+        directory: dir.to_str().unwrap().to_owned(),
+    };
+    let peer = Peer {
+        store: Some(store),
+        ..Peer::of(repo)
+    };
+    (peer, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_on_this_host_is_read_directly_and_what_is_damaged_there_comes_over_the_wire() {
+    let mut repo = Repo::new();
+    let root = repo.root(SnapshotId([3; 16]), &[("/t", tree())]);
+    for damaged in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (peer, told) = with_store(&repo, &dir.path().join("store")).await;
+        if damaged {
+            // One pack is gone, a header in another one is damaged, a third one's content.
+            let packs = peer.store.as_ref().unwrap().path().join("packs");
+            let mut files = files_below(&packs);
+            files.sort_by_key(|file| std::fs::metadata(file).unwrap().len());
+            std::fs::remove_file(files.pop().unwrap()).unwrap();
+            for (file, at) in files.iter().rev().zip([40, 400]) {
+                let mut bytes = std::fs::read(file).unwrap();
+                bytes[at] ^= 0x10;
+                std::fs::write(file, bytes).unwrap();
+            }
+        }
+        let (peer, source) = peer.serve().await;
+        let source = source.reading(Some(&told));
+        let snapshot = Snapshot::open(&root, Arc::new(source), Arc::clone(&repo.keys)).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        let report = restore(&snapshot, to.path(), RestoreOptions::default())
+            .await
+            .unwrap();
+        assert_eq!(report.problems.listed, []);
+        assert_same(&to.path().join("t"), &tree());
+        assert_eq!(peer.sent.load(Ordering::SeqCst) > 0, damaged);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_store_in_that_place_is_not_read() {
+    let mut repo = Repo::new();
+    let root = repo.root(SnapshotId([3; 16]), &[("/t", tree())]);
+    let dir = tempfile::tempdir().unwrap();
+    let (peer, mut told) = with_store(&repo, &dir.path().join("store")).await;
+    told.id = Bytes::from_static(&[8; 16]);
+    let (peer, source) = peer.serve().await;
+    let source = source.reading(Some(&told));
+    let snapshot = Snapshot::open(&root, Arc::new(source), Arc::clone(&repo.keys)).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    restore(&snapshot, to.path(), RestoreOptions::default())
+        .await
+        .unwrap();
+    assert_same(&to.path().join("t"), &tree());
+    assert!(peer.sent.load(Ordering::SeqCst) > 0);
+}
+
+fn files_below(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
 }

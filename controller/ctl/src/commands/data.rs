@@ -44,10 +44,12 @@ impl<'c> Opener<'c> {
         page: SnapshotId,
     ) -> Result<Snapshot> {
         let keys = Arc::new(self.cluster.vault_keys(vault).await?);
-        let (root, _) = GrpcSource::root(self.cluster.connection.clone(), page)
+        let (root, store) = GrpcSource::root(self.cluster.connection.clone(), page)
             .await
             .map_err(lift)?;
-        let blobs = GrpcSource::new(self.connections.clone(), vault).map_err(lift)?;
+        let blobs = GrpcSource::new(self.connections.clone(), vault)
+            .map_err(lift)?
+            .reading(store.as_ref());
         let opened = Snapshot::open(&root, Arc::new(blobs), keys).map_err(lift)?;
         let clear = &opened.root().clear;
         if clear.is_journal && clear.snapshot == page && clear.source == *source && clear.vault == vault {
@@ -62,10 +64,12 @@ impl<'c> Opener<'c> {
     /// genuine root of another.
     pub(super) async fn open(&self, row: &SnapshotRow) -> Result<Snapshot> {
         let keys = Arc::new(self.cluster.vault_keys(row.vault).await?);
-        let (root, _) = GrpcSource::root(self.cluster.connection.clone(), row.id)
+        let (root, store) = GrpcSource::root(self.cluster.connection.clone(), row.id)
             .await
             .map_err(lift)?;
-        let source = GrpcSource::new(self.connections.clone(), row.vault).map_err(lift)?;
+        let source = GrpcSource::new(self.connections.clone(), row.vault)
+            .map_err(lift)?
+            .reading(store.as_ref());
         let snapshot = Snapshot::open(&root, Arc::new(source), keys).map_err(lift)?;
         let clear = &snapshot.root().clear;
         let same = clear.snapshot == row.id

@@ -1,10 +1,9 @@
 //! Reads many blobs with few reads: sorted by place, neighbours together.
 
-use crate::{error::Result, index::Location};
+use crate::{ObjectName, Store, StoreError};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use holdfast_core::{HasKind, PackId};
-use holdfast_store::{ObjectName, Store};
 
 /// Reading so many unwanted bytes costs less than another read.
 const GAP_MAX: u64 = 64 * 1024;
@@ -12,6 +11,17 @@ const GAP_MAX: u64 = 64 * 1024;
 const RUN_MAX: u64 = 4 * 1024 * 1024;
 /// Reads under way for one caller.
 const READS_AT_ONCE: usize = 4;
+
+/// Where one blob lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Location {
+    /// The pack.
+    pub pack: PackId,
+    /// Where the blob begins in it.
+    pub offset: u32,
+    /// Its length in bytes.
+    pub len: u32,
+}
 
 /// Neighbouring blobs, read in one go.
 struct Run {
@@ -26,7 +36,7 @@ struct Run {
 ///
 /// # Errors
 /// When the store is away as a whole.
-pub async fn read_places(store: &dyn Store, places: &[Location]) -> Result<Vec<Option<Bytes>>> {
+pub async fn read_places(store: &dyn Store, places: &[Location]) -> Result<Vec<Option<Bytes>>, StoreError> {
     let mut found: Vec<Option<Bytes>> = vec![None; places.len()];
     let mut reads = stream::iter(runs(places))
         .map(|run| async move {
@@ -42,7 +52,7 @@ pub async fn read_places(store: &dyn Store, places: &[Location]) -> Result<Vec<O
                     found[at] = Some(bytes.slice(offset..offset + len));
                 }
             }
-            Err(error) if error.kind() == holdfast_core::ErrorKind::Unavailable => return Err(error.into()),
+            Err(error) if error.kind() == holdfast_core::ErrorKind::Unavailable => return Err(error),
             Err(error) if run.parts.len() == 1 => {
                 tracing::error!(pack = %run.pack, %error, "a blob cannot be read");
             }
@@ -92,8 +102,8 @@ fn runs(places: &[Location]) -> Vec<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MemStore;
     use holdfast_core::StoreId;
-    use holdfast_store::MemStore;
     use proptest::prelude::*;
 
     fn place(pack: u8, offset: u32, len: u32) -> Location {
