@@ -20,11 +20,13 @@ use crate::{
 };
 use holdfast_core::{ErrorKind, SnapshotId, UnixMillis, VaultId, limits};
 use holdfast_store::Store;
-use std::{collections::HashSet, sync::Arc};
-use tokio::sync::Mutex;
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// Packs or snapshots of one command.
 const BATCH: usize = 512;
+/// First and longest pause between tries to end a run whose end failed.
+const END_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// What was done, or, of a dry run, would be.
 #[derive(Debug, Default, Clone)]
@@ -114,7 +116,7 @@ impl Gc {
     }
 
     async fn collect(&self, actor: Actor, options: GcOptions) -> Result<GcReport> {
-        let Ok(_running) = self.running.clone().try_lock_owned() else {
+        let Ok(running) = self.running.clone().try_lock_owned() else {
             return Err(Error::refused(
                 ErrorKind::Conflict,
                 "a garbage collection runs already; wait for its end",
@@ -133,9 +135,38 @@ impl Gc {
         };
         let collected = self.collect_under(fence, options).await;
         let ended = self.end(fence).await;
+        if let Err(error) = &ended {
+            tracing::error!(%error, "a garbage collection could not be ended; no backup can begin until it is");
+            tokio::spawn(self.clone().end_later(fence, running));
+        }
         let report = collected?;
         ended?;
         Ok(report)
+    }
+
+    /// Ends a run that could not be ended, for as long as it is the catalog's: until then every session would be refused.
+    async fn end_later(self, fence: u64, running: OwnedMutexGuard<()>) {
+        let mut pause = END_PAUSE.0;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(END_PAUSE.1);
+            let is_ours = async {
+                let run = self.catalog.read().await?.gc_run()?;
+                Ok::<_, Error>(run.is_some_and(|run| run.fence == fence))
+            };
+            match is_ours.await {
+                Ok(false) => break,
+                Ok(true) => match self.end(fence).await {
+                    Ok(()) => {
+                        tracing::info!("the garbage collection has ended");
+                        break;
+                    }
+                    Err(error) => tracing::warn!(%error, "the garbage collection still cannot be ended"),
+                },
+                Err(error) => tracing::warn!(%error, "whether a garbage collection runs cannot be known yet"),
+            }
+        }
+        drop(running);
     }
 
     async fn collect_under(&self, fence: u64, options: GcOptions) -> Result<GcReport> {

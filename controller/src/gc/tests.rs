@@ -275,6 +275,20 @@ async fn a_failure_of_any_step_loses_nothing_and_the_next_run_does_the_rest() {
 }
 
 #[tokio::test]
+async fn a_run_whose_end_failed_is_ended_later_and_no_other_one_is() {
+    let world = World::new().await;
+    let Reply::Gc { fence } = world.propose(Command::GcBegin).await else {
+        panic!("no run")
+    };
+    let held = || world.gc.running.clone().lock_owned();
+    world.gc.clone().end_later(fence + 1, held().await).await;
+    assert!(world.catalog.view().gc_run().unwrap().is_some());
+    world.gc.clone().end_later(fence, held().await).await;
+    assert!(world.catalog.view().gc_run().unwrap().is_none());
+    gc(&world, ALL).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_crash_between_any_two_steps_is_taken_up_at_the_start() {
     for crash in 0..8 {
         let Garbage { world, live, .. } = garbage().await;
