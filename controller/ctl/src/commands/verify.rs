@@ -12,7 +12,7 @@ use crate::{
 use holdfast_core::{ErrorKind, SnapshotId, SourceRef, VaultId};
 use holdfast_net::Fault;
 use holdfast_proto::v1::{self, verify_stores_response::Body};
-use holdfast_restore::{Problem, Progress, Verifier, shown};
+use holdfast_restore::{Problem, Progress, Verifier, VerifyReport, shown};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +54,29 @@ impl Report {
         if self.findings.len() < FINDINGS_LISTED {
             self.findings.push(finding);
         }
+    }
+
+    /// What was found in one snapshot or page; `object` names a path of it, `snapshots` are those that need it.
+    fn take(
+        &mut self,
+        found: VerifyReport,
+        object: impl Fn(&str) -> String,
+        snapshots: &[SnapshotId],
+        format: Format,
+    ) {
+        self.nodes += found.nodes;
+        self.chunks += found.chunks;
+        self.chunk_bytes += found.bytes;
+        let listed = found.findings.listed.len() as u64;
+        for Problem { path, reason, .. } in found.findings.listed {
+            let finding = Finding {
+                object: object(&shown(&path)),
+                problem: reason,
+                snapshots: snapshots.to_vec(),
+            };
+            self.add(finding, format);
+        }
+        self.findings_count += found.findings.count.saturating_sub(listed);
     }
 }
 
@@ -259,27 +282,7 @@ async fn journals(
                 }
                 other => other?,
             };
-            report.nodes += found.nodes;
-            report.chunks += found.chunks;
-            report.chunk_bytes += found.bytes;
-            let listed = found.findings.listed.len() as u64;
-            for Problem {
-                path,
-                kind: _,
-                reason,
-            } in found.findings.listed
-            {
-                let object = object(&shown(&path));
-                report.add(
-                    Finding {
-                        object,
-                        problem: reason,
-                        snapshots: Vec::new(),
-                    },
-                    format,
-                );
-            }
-            report.findings_count += found.findings.count.saturating_sub(listed);
+            report.take(found, object, &[], format);
         }
     }
     Ok(())
@@ -302,26 +305,7 @@ async fn one(
 ) -> Result<()> {
     let snapshot = opener.open(row).await?;
     let found = verifier.verify(&snapshot).await.map_err(lift)?;
-    report.nodes += found.nodes;
-    report.chunks += found.chunks;
-    report.chunk_bytes += found.bytes;
-    let listed = found.findings.listed.len() as u64;
-    for Problem {
-        path,
-        kind: _,
-        reason,
-    } in found.findings.listed
-    {
-        let object = format!("{}@{} {}", row.source, row.id, shown(&path));
-        report.add(
-            Finding {
-                object,
-                problem: reason,
-                snapshots: vec![row.id],
-            },
-            format,
-        );
-    }
-    report.findings_count += found.findings.count.saturating_sub(listed);
+    let object = |path: &str| format!("{}@{} {path}", row.source, row.id);
+    report.take(found, object, &[row.id], format);
     Ok(())
 }
