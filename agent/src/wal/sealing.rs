@@ -6,7 +6,10 @@ use crate::{
     remote::Remote,
 };
 use bytes::Bytes;
-use holdfast_core::{ChunkId, limits::CHUNK_MAX};
+use holdfast_core::{
+    ChunkId,
+    limits::{CHUNK_MAX, PACK_TARGET},
+};
 use holdfast_repo::{
     ChunkRef, Entry, EntryKind, FileBuilder, PackWriter, RootTree, Sealer, Strategy, Timestamp, VaultKeys,
 };
@@ -109,6 +112,8 @@ impl Sealing {
             stop: AtomicBool::new(false),
             ids: Mutex::new(vec![ChunkId([0; 32]); pieces.len()]),
             open: Mutex::new(PackWriter::new(self.keys.vault(), Vec::new())),
+            spare: Mutex::default(),
+            sending: Mutex::default(),
             failure: Mutex::new(None),
         };
         let workers = self.workers.min(pieces.len()).max(1);
@@ -131,6 +136,10 @@ struct Run<'a> {
     stop: AtomicBool,
     ids: Mutex<Vec<ChunkId>>,
     open: Mutex<PackWriter>,
+    /// The buffer of a pack that was sent.
+    spare: Mutex<Vec<u8>>,
+    /// Who holds it sends: one pack is under way while another one is filled, and no third is in memory.
+    sending: Mutex<()>,
     failure: Mutex<Option<AgentError>>,
 }
 
@@ -153,25 +162,33 @@ impl Run<'_> {
             let id = keys.data_id(&raw);
             self.ids.lock()[at] = id;
             let blob = sealer.seal_data(id, &raw)?;
-            let full = {
-                let mut open = self.open.lock();
-                open.push(&blob);
-                open.is_full()
-                    .then(|| std::mem::replace(&mut *open, PackWriter::new(keys.vault(), Vec::new())))
-            };
-            if let Some(full) = full {
+            let mut open = self.open.lock();
+            if open.is_empty() {
+                *open = PackWriter::new(keys.vault(), std::mem::take(&mut *self.spare.lock()));
+                open.reserve(PACK_TARGET + CHUNK_MAX);
+            }
+            open.push(&blob);
+            if open.is_full() {
+                // Taken while the pack is locked: nobody fills the next one before this one may leave.
+                let turn = self.sending.lock();
+                let full = std::mem::replace(&mut *open, PackWriter::new(keys.vault(), Vec::new()));
+                drop(open);
                 self.upload(full)?;
+                drop(turn);
             }
         }
         Ok(())
     }
 
     fn upload(&self, pack: PackWriter) -> Result<()> {
-        if pack.is_empty() {
-            return Ok(());
-        }
         let (id, bytes) = pack.finish();
-        self.remote.upload(id, Bytes::from(bytes))
+        let bytes = Bytes::from(bytes);
+        self.remote.upload(id, bytes.clone())?;
+        // Unique once it was sent: taken over, not copied.
+        if bytes.is_unique() {
+            *self.spare.lock() = Vec::from(bytes);
+        }
+        Ok(())
     }
 
     fn finish(self) -> Result<Vec<SealedFile>> {
