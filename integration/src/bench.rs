@@ -2,11 +2,13 @@
 
 pub mod daily;
 pub mod limits;
+pub mod load;
 pub mod measure;
 pub mod ours;
 pub mod peers;
 mod place;
 pub mod postgres;
+pub mod replay;
 pub mod report;
 pub mod run;
 mod sets;

@@ -1,7 +1,7 @@
 //! The bench: Holdfast and its peers on the same data. `integration/run.sh --bench` installs the peers,
 //! builds everything and runs this.
 
-use holdfast_integration::bench::{daily, postgres, run};
+use holdfast_integration::bench::{daily, load, postgres, replay, run};
 use std::{path::PathBuf, time::Duration};
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> anyhow::Result<T> {
@@ -37,6 +37,12 @@ fn main() -> anyhow::Result<()> {
     }
     if plan.data.iter().any(|name| name == "postgres") {
         return postgres::run(&plan);
+    }
+    if plan.data.iter().any(|name| name == "load") {
+        return load::run(&plan);
+    }
+    if plan.data.iter().any(|name| name == "replay") {
+        return replay::run(&plan);
     }
     println!(
         "bench: {} rounds at scale {} of {}",

@@ -1,0 +1,251 @@
+//! Recovery of a PostgreSQL cluster through many segments of WAL: `wal fetch` beside pgBackRest's `archive-get`. The server's
+//! own work is the same for all, and part of the time.
+
+use super::{
+    measure::{self, Resident},
+    place::Place,
+    report::{Report, Row},
+    run::Plan,
+};
+use crate::{
+    harness::{Cluster, Options, Output, Server, archiving, as_server},
+    wait,
+};
+use anyhow::bail;
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+/// Segments that are replayed, at the full scale.
+const SEGMENTS: usize = 200;
+/// Rows that fill some segments, so many at a time.
+const ROWS: u64 = 200_000;
+/// As orders are.
+const ROW: &str = "i, now() - i * interval '1 second', (random() * 1e6)::numeric(12, 2), md5(i::text) || md5(random()::text), \
+    'customer ' || (random() * 1e5)::int || ' asked for delivery by ' || (ARRAY['post','courier','rail'])[1 + (random() * 2)::int]";
+/// The tools, ours first.
+const TOOLS: [&str; 3] = ["holdfast", "pgbackrest", "pgbackrest async"];
+/// The point that every recovery goes to.
+const POINT: &str = "bench_end";
+
+/// Runs it, and prints a table.
+///
+/// # Errors
+/// A tool is missing or fails, or a recovery does not reach the point.
+pub fn run(plan: &Plan) -> anyhow::Result<()> {
+    let segments = ((SEGMENTS as f64 * plan.scale) as usize).max(8);
+    let mut plan = plan.clone();
+    plan.tools = Some(TOOLS.iter().map(ToString::to_string).collect());
+    let place = Place::take(&plan, segments as u64 * (24 << 20), segments as u64 * (16 << 20))?;
+    let base = place.dir.join("pg");
+    Server::make_dir(&base);
+    let mut bench = Bench::prepare(&plan, place, base)?;
+    bench.fill(segments)?;
+    let began = Instant::now();
+    for round in 0..plan.rounds {
+        if round > 0 && began.elapsed() * (round as u32 + 1) / round as u32 > plan.time {
+            println!("time is over");
+            break;
+        }
+        let mut tools = TOOLS;
+        tools.rotate_left(round % TOOLS.len());
+        for tool in tools {
+            bench.replay(tool)?;
+        }
+        bench.report.rounds_done = round + 1;
+        bench.report.save(&plan.json)?;
+    }
+    println!("\n{}\nJSON: {}", bench.report.table(), plan.json.display());
+    bench.server.stop();
+    Ok(())
+}
+
+struct Bench {
+    report: Report,
+    cluster: Cluster,
+    server: Server,
+    base: PathBuf,
+    // After what lies in it.
+    _place: Place,
+}
+
+impl Bench {
+    /// A server that archives to both, and a copy of it as it was at the beginning.
+    fn prepare(plan: &Plan, place: Place, base: PathBuf) -> anyhow::Result<Self> {
+        let mut server = Server::init(&base, "main");
+        for dir in ["repository", "work"] {
+            Server::make_dir(&base.join(dir));
+        }
+        let mut cluster = Cluster::start_with(Options {
+            base: Some(place.dir.clone()),
+            log: Some("warn".into()),
+            ..Options::default()
+        });
+        let push = archiving::attach(&mut cluster, &server, &base);
+        let mut bench = Self {
+            report: Report::new(plan),
+            cluster,
+            base,
+            server: Server::at(server.data(), server.data()),
+            _place: place,
+        };
+        bench.write_configs(&server)?;
+        let theirs = bench.pgbackrest("pgbackrest", "archive-push %p");
+        let settings = format!(
+            "archive_mode = on\narchive_command = '{push} && {theirs}'\nwal_level = replica\nautovacuum = off\nmax_wal_size = '4GB'\n\
+             shared_buffers = '512MB'\n"
+        );
+        File::options()
+            .append(true)
+            .open(server.data().join("postgresql.conf"))?
+            .write_all(settings.as_bytes())?;
+        server.start();
+        let mut create = as_server(&server, Path::new("/usr/bin/pgbackrest"));
+        create.arg(format!("--config={}", bench.config("pgbackrest").display()));
+        create.args(["--stanza=main", "stanza-create"]);
+        let _ = Output::of(create).ok();
+        server.execute(
+            "CREATE TABLE orders (id bigint, at timestamptz, amount numeric, token text, note text)",
+        );
+        let mut copy = server.client("pg_basebackup");
+        copy.args(["--checkpoint=fast", "--wal-method=none", "--pgdata"])
+            .arg(bench.base.join("copy"));
+        let _ = Output::of(copy).ok();
+        bench.server = server;
+        Ok(bench)
+    }
+
+    /// WAL of as many segments, all of it archived.
+    fn fill(&self, segments: usize) -> anyhow::Result<()> {
+        let written = || {
+            self.server
+                .number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint")
+        };
+        let end = written() + i64::try_from(segments)? * (16 << 20);
+        while written() < end {
+            self.server.execute(&format!(
+                "TRUNCATE orders; INSERT INTO orders SELECT {ROW} FROM generate_series(1, {ROWS}) i"
+            ));
+        }
+        self.server
+            .execute(&format!("SELECT pg_create_restore_point('{POINT}')"));
+        let last = self
+            .server
+            .query("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        self.server.execute("SELECT pg_switch_wal()");
+        wait::until("all WAL to be archived", || {
+            let done = format!("pg_wal/archive_status/{last}.done");
+            self.server.data().join(done).exists().then_some(())
+        });
+        println!("{segments} segments are archived");
+        Ok(())
+    }
+
+    fn replay(&mut self, tool: &'static str) -> anyhow::Result<()> {
+        let data = self.base.join("replayed");
+        let _ = fs::remove_dir_all(&data);
+        let mut copy = as_server(&self.server, Path::new("/bin/cp"));
+        copy.args(["-a"]).arg(self.base.join("copy")).arg(&data);
+        let _ = Output::of(copy).ok();
+        let fetch = match tool {
+            "holdfast" => format!(
+                "{} wal fetch --source main --socket {} %f %p",
+                self.base.join("holdfast-agent").display(),
+                self.base.join("agent.sock").display()
+            ),
+            _ => self.pgbackrest(tool, &format!("--pg1-path={} archive-get %f %p", data.display())),
+        };
+        let settings = format!(
+            "\nrestore_command = '{fetch}'\nrecovery_target_name = '{POINT}'\nrecovery_target_action = shutdown\narchive_mode = off\n"
+        );
+        File::options()
+            .append(true)
+            .open(data.join("postgresql.conf"))?
+            .write_all(settings.as_bytes())?;
+        let mut signal = as_server(&self.server, Path::new("/bin/touch"));
+        signal.arg(data.join("recovery.signal"));
+        let _ = Output::of(signal).ok();
+        measure::read_all(&self.cluster.store_dir())?;
+        measure::read_all(&self.base.join("repository"))?;
+        rustix::fs::sync();
+        let log = self.base.join("replayed.log");
+        let mut command = as_server(&self.server, Path::new("/usr/lib/postgresql/15/bin/postgres"));
+        command
+            .arg("-D")
+            .arg(&data)
+            .args(["-c", "listen_addresses=", "-c", "unix_socket_directories="]);
+        let mut shell = Command::new("bash");
+        // Its end is that of a server that was told to stop there.
+        shell.args(["-c", "\"$@\" > \"$0\" 2>&1; true"]).arg(&log);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.current_dir(self.server.data());
+        let cost = measure::run(tool, shell, &self.residents(tool))?;
+        let log = fs::read_to_string(&log)?;
+        if !log.contains(&format!("recovery stopping at restore point \"{POINT}\"")) {
+            bail!("{tool}: the recovery did not reach its point:\n{log}");
+        }
+        println!("{tool:<18} {:7.2} s  {:7.2} CPU s", cost.wall_s, cost.cpu_s);
+        let row = Row {
+            data: "replay",
+            step: "recovery",
+            tool,
+        };
+        self.report.add(row, cost, None, 0);
+        fs::remove_dir_all(&data)?;
+        Ok(())
+    }
+
+    fn residents(&self, tool: &str) -> Vec<Resident> {
+        if tool != "holdfast" {
+            return Vec::new();
+        }
+        let resident = |name: &str, pid| Resident {
+            name: name.to_owned(),
+            pid,
+        };
+        vec![
+            resident("controller", self.cluster.controller().pid()),
+            resident("agent", self.cluster.agent_process(archiving::AGENT).pid()),
+        ]
+    }
+
+    fn config(&self, tool: &str) -> PathBuf {
+        self.base.join(format!("{}.conf", tool.replace(' ', "-")))
+    }
+
+    /// Both ways to use it, over one repository.
+    fn write_configs(&self, server: &Server) -> anyhow::Result<()> {
+        let socket = server.connection();
+        let value = |key: &str| {
+            let found = socket
+                .split(' ')
+                .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            found.unwrap_or_default().to_owned()
+        };
+        for (tool, more) in [("pgbackrest", ""), ("pgbackrest async", "archive-async=y\n")] {
+            let text = format!(
+                "[global]\nrepo1-path={base}/repository\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=bench\ncompress-type=zst\n\
+                 compress-level=3\nprocess-max=2\nlog-level-console=warn\nlog-level-file=off\nlock-path={base}/work/lock\n\
+                 spool-path={base}/work/spool\n{more}\n[main]\npg1-path={data}\npg1-port={port}\npg1-socket-path={host}\npg1-user={user}\n",
+                base = self.base.display(),
+                data = server.data().display(),
+                port = value("port"),
+                host = value("host"),
+                user = value("user"),
+            );
+            fs::write(self.config(tool), text)?;
+        }
+        Ok(())
+    }
+
+    fn pgbackrest(&self, tool: &str, what: &str) -> String {
+        format!(
+            "pgbackrest --config={} --stanza=main {what}",
+            self.config(tool).display()
+        )
+    }
+}
