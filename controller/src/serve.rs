@@ -10,7 +10,7 @@ use crate::{
         Actor, Command, Queries as _,
         model::{AdminKey, Meta},
     },
-    config::{Config, Size, Store as StoreConfig},
+    config::{Config, Store as StoreConfig},
     copies::keep_copies,
     data::{Data, DataParts},
     error::{Error, Result},
@@ -141,7 +141,7 @@ async fn assemble(
             "index synced"
         );
     }
-    let reserve = store_config.reserve.map(|Size(bytes)| bytes);
+    let reserve = store_config.reserve.map(|size| size.0);
     let ingest = Arc::new(Ingest::new(
         Arc::clone(&store),
         Arc::clone(&index),

@@ -19,6 +19,7 @@ pub mod limits;
 mod memory;
 mod name;
 mod names;
+mod size;
 
 pub use clock::{Clock, ManualClock, SystemClock, UnixMillis};
 pub use error::{ErrorKind, HasKind};
@@ -29,3 +30,4 @@ pub use id::{
 pub use memory::keep_freed_buffers;
 pub use name::{Name, NameError, SourceRef};
 pub use names::Names;
+pub use size::Size;
