@@ -78,6 +78,9 @@ enum WalCommand {
         /// The server is a standby, which asks again by itself: what cannot be had now ends nothing.
         #[arg(long)]
         standby: bool,
+        /// Also call a file absent that may still wait in the spool of an agent which is away: what it holds is given up.
+        #[arg(long)]
+        accept_loss: bool,
         /// The file's name: %f.
         name: String,
         /// Where it goes: %p.
@@ -158,6 +161,7 @@ async fn run_wal(command: WalCommand) -> u8 {
             socket,
             fetch_timeout,
             standby,
+            accept_loss,
             name,
             path,
         } => {
@@ -168,6 +172,7 @@ async fn run_wal(command: WalCommand) -> u8 {
                 path,
                 patience: std::time::Duration::from_secs(fetch_timeout),
                 standby,
+                accept_loss,
             })
             .await
         }

@@ -119,6 +119,9 @@ impl Config {
             cluster
                 .settings()
                 .map_err(|why| format!("[postgres.{name}]: {why}"))?;
+            cluster
+                .check_spool()
+                .map_err(|why| format!("[postgres.{name}]: {why}"))?;
             if cluster
                 .password_file
                 .as_ref()
@@ -185,10 +188,25 @@ mod tests {
             ["main"]
         );
         assert!(cluster("").is_ok());
+        let spool = |lines| {
+            cluster(lines)
+                .unwrap()
+                .postgres
+                .values()
+                .next()
+                .and_then(|c| c.spool)
+        };
+        assert_eq!(spool(""), None);
+        assert_eq!(spool("spool = '1GiB'"), Some(holdfast_core::Size(1 << 30)));
         for (lines, named) in [
             ("conection = ''", "conection"),
             ("connection = 'host=db.example'", "[postgres.main]"),
             ("password_file = 'p'", "absolute"),
+            ("spool = '1GB'", "KiB, MiB, GiB or TiB"),
+            ("spool = 'lots'", "spool"),
+            ("spool = 1000", "32MiB"),
+            ("spool = '5TiB'", "4TiB"),
+            ("spool = -1", "spool"),
         ] {
             let error = cluster(lines).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

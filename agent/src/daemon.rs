@@ -6,7 +6,7 @@ use crate::{
     jobs::{Jobs, OUTBOX_LEN},
     postgres::Staging,
     state::State,
-    wal,
+    wal::{self, Archives},
 };
 use holdfast_core::{ErrorKind, limits::RECONNECT_PAUSE};
 use holdfast_net::{
@@ -61,12 +61,20 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
     let jobs = Jobs::new(Arc::clone(&state), Arc::clone(&config), tls.clone(), &metrics);
     // Distinguishes a restart from a reconnect.
     let hello = hello(&state, &config, u64::from(std::process::id()) ^ boot_nanos());
+    let archives = wal::Archives::start(
+        Arc::clone(&state),
+        Arc::clone(&config),
+        tls.clone(),
+        &metrics,
+        stop.clone(),
+    )?;
     let wal = match &config.socket {
         Some(socket) => Some(wal::serve(
             socket,
             Arc::clone(&state),
             Arc::clone(&config),
             tls.clone(),
+            archives.clone(),
             stop.clone(),
         )?),
         None => None,
@@ -88,7 +96,7 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
         let ended = match connected {
             Ok(connection) => {
                 let began = tokio::time::Instant::now();
-                let ended = hold_stream(connection, &hello, &jobs, &stop).await;
+                let ended = hold_stream(connection, &hello, &jobs, &archives, &stop).await;
                 // It held for longer than we had waited for it: a new trouble, not the old one.
                 if began.elapsed() > pause {
                     pause = RECONNECT_PAUSE.0;
@@ -112,6 +120,7 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
     if let Some(wal) = wal {
         let _ = tokio::time::timeout(STOP_PATIENCE, wal).await;
     }
+    let _ = tokio::time::timeout(STOP_PATIENCE, archives.close()).await;
     Ok(())
 }
 
@@ -150,6 +159,7 @@ async fn hold_stream(
     connection: Connection,
     hello: &AgentHello,
     jobs: &Jobs,
+    archives: &Archives,
     stop: &CancellationToken,
 ) -> std::result::Result<(), Fault> {
     let (outbox, messages) = mpsc::channel(OUTBOX_LEN + 1);
@@ -166,26 +176,46 @@ async fn hold_stream(
         .control(ReceiverStream::new(messages))
         .await;
     let mut stream = call?.into_inner();
+    let mut queues = archives.changes();
     loop {
         let message = tokio::select! {
             () = stop.cancelled() => return Ok(()),
+            Ok(()) = queues.changed() => {
+                tell_queues(archives, 0, &outbox);
+                continue;
+            }
             message = stream.message() => message?,
         };
         match message {
-            Some(message) => receive(message, jobs, &outbox),
+            Some(message) => receive(message, jobs, archives, &outbox),
             None => return Ok(()),
         }
     }
 }
 
-fn receive(message: ControllerMessage, jobs: &Jobs, outbox: &mpsc::Sender<AgentMessage>) {
+/// Says what waits here. A stream that takes nothing loses it: who asked then knows that he does not know.
+fn tell_queues(archives: &Archives, question: u64, outbox: &mpsc::Sender<AgentMessage>) {
+    let report = archives.report(question);
+    let _ = outbox.try_send(AgentMessage {
+        body: Some(agent_message::Body::Queues(report)),
+    });
+}
+
+fn receive(
+    message: ControllerMessage,
+    jobs: &Jobs,
+    archives: &Archives,
+    outbox: &mpsc::Sender<AgentMessage>,
+) {
     use controller_message::Body;
     match message.body {
         Some(Body::Welcome(_)) => {
             tracing::info!("connected to the controllers");
             notify::status("connected to the controllers");
             jobs.attach(outbox.clone());
+            tell_queues(archives, 0, outbox);
         }
+        Some(Body::AskQueues(asked)) => tell_queues(archives, asked.question, outbox),
         Some(Body::Offer(offer)) => jobs.offered(offer),
         Some(Body::Start(start)) => jobs.started(&start.job, start.attempt),
         Some(Body::Cancel(cancel)) => jobs.cancel(&cancel.job),

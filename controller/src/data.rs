@@ -13,11 +13,13 @@ pub(crate) mod fixture;
 pub(crate) mod journal;
 pub mod links;
 mod roots;
+pub(crate) mod tails;
 mod wire;
 
 pub(crate) use roots::{page_object, root_object};
 
 use crate::{
+    api::fleet::Fleet,
     catalog::{Actor, Command, Queries, Reply},
     error::{Error, Result},
     index::ChunkIndex,
@@ -62,6 +64,8 @@ pub struct DataParts {
     pub index: Arc<ChunkIndex>,
     /// Takes packs in.
     pub ingest: Arc<Ingest>,
+    /// The agents: their spools may hold what journals lack.
+    pub fleet: Arc<dyn Fleet>,
 }
 
 /// The data service. Cheap to clone.
@@ -432,6 +436,14 @@ impl DataService for Data {
                 .map_err(|_| Error::Internal("an append ended abnormally".into()))
                 .flatten(),
         )
+    }
+
+    async fn mark_tail(
+        &self,
+        request: Request<pb::MarkTailRequest>,
+    ) -> Result<Response<pb::MarkTailResponse>, Status> {
+        let peer = access::agent(&request)?;
+        answer(self.mark_a_tail(&peer, request.into_inner()).await)
     }
 
     async fn find_journal(

@@ -157,6 +157,7 @@ async fn assemble(
         store: Arc::clone(&store),
         index: Arc::clone(&index),
         ingest: Arc::clone(&ingest),
+        fleet: hub.clone(),
     });
     let gc = Gc::new(catalog.clone(), Arc::clone(&store), Arc::clone(&index));
     // Backups are refused until a collection that a crash broke off has ended.

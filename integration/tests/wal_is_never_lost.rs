@@ -25,6 +25,20 @@ const PHASES: &[(Who, &str)] = &[
     (Who::Controller, "journal-append"),
 ];
 
+/// The same where the agent spools first.
+const SPOOL_PHASES: &[(Who, &str)] = &[
+    (Who::Agent, "spool-seal"),
+    (Who::Agent, "spool-write"),
+    (Who::Agent, "spool-note"),
+    (Who::Agent, "spool-sync"),
+    (Who::Agent, "spool-rename"),
+    (Who::Agent, "spool-kept"),
+    (Who::Agent, "drain-send"),
+    (Who::Agent, "drain-append"),
+    (Who::Agent, "drain-kept"),
+    (Who::Controller, "journal-page"),
+];
+
 struct Run {
     archiving: Archiving,
     rng: Rng,
@@ -35,7 +49,10 @@ struct Run {
 
 impl Run {
     fn start(name: &str) -> Self {
-        let archiving = Archiving::start("");
+        Self::of(Archiving::start(""), name)
+    }
+
+    fn of(archiving: Archiving, name: &str) -> Self {
         archiving.server.execute("CREATE TABLE rows (i int, text text)");
         Self {
             archiving,
@@ -111,6 +128,12 @@ impl Run {
     fn finish(mut self) {
         self.note_archived();
         self.assert_none_lost();
+        // Not only in the spool, where there is one.
+        self.archiving.wait_drained();
+        let kept = self.archiving.kept();
+        for name in self.archived.keys() {
+            assert!(kept.contains(name), "{name} did not come to the journal");
+        }
         println!("{} files archived; kills by phase:", self.archived.len());
         for (name, count) in &self.kills {
             println!("  {count:>3}  {name}");
@@ -150,6 +173,32 @@ fn the_controller_dies_in_every_phase_of_a_push() {
 #[test]
 fn the_server_dies_in_every_phase_of_a_push() {
     in_every_phase(Who::Server);
+}
+
+fn in_every_phase_with_a_spool(victim: Who) {
+    let archiving = Archiving::start_spooling("1GiB");
+    let mut run = Run::of(archiving, &format!("wal_is_never_lost spool {victim:?}"));
+    for (watched, phase) in SPOOL_PHASES {
+        for _ in 0..seed::count(1, 10) {
+            run.kill_in(*watched, phase, victim);
+        }
+    }
+    run.finish();
+}
+
+#[test]
+fn the_agent_dies_in_every_phase_of_spooling_and_draining() {
+    in_every_phase_with_a_spool(Who::Agent);
+}
+
+#[test]
+fn the_controller_dies_while_the_spool_is_drained() {
+    in_every_phase_with_a_spool(Who::Controller);
+}
+
+#[test]
+fn the_server_dies_while_its_wal_is_spooled() {
+    in_every_phase_with_a_spool(Who::Server);
 }
 
 /// A recovering server asks, and whoever dies meanwhile: it gets the file, and never hears that there is none.

@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     error::{AgentError, Result},
 };
-use holdfast_core::{Name, SourceRef};
+use holdfast_core::{Name, Size, SourceRef};
 use serde::Deserialize;
 use std::{
     net::IpAddr,
@@ -39,7 +39,13 @@ pub struct ClusterConfig {
     /// Sources of other agents in this vault, as AGENT/NAME, whose WAL that user may fetch too: for standbys and copies here.
     #[serde(default)]
     pub fetch: Vec<SourceRef>,
+    /// Most bytes of WAL that may wait in the agent's state directory for the controllers, while the server is told that it is
+    /// archived; as "1GiB". Nothing waits there unless named.
+    pub spool: Option<Size>,
 }
+
+/// Bounds of a spool: a few segments make it worth it, and beyond the other nobody means it.
+const SPOOL: std::ops::RangeInclusive<u64> = 32 << 20..=4 << 40;
 
 impl ClusterConfig {
     /// The settings of a connection, still without a password.
@@ -84,6 +90,19 @@ impl ClusterConfig {
         }
         settings.application_name("holdfast");
         Ok(settings)
+    }
+
+    /// What is wrong with the spool.
+    ///
+    /// # Errors
+    /// A size out of bounds.
+    pub fn check_spool(&self) -> std::result::Result<(), String> {
+        match self.spool {
+            Some(Size(bytes)) if !SPOOL.contains(&bytes) => Err(format!(
+                "spool of {bytes} bytes: it must be 32MiB to 4TiB, or left out for none"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The same with the password, if a file holds one.

@@ -1,5 +1,10 @@
 //! The archive of one source: keeps files, one page after the other.
 
+mod drain;
+mod spooling;
+
+pub(super) use spooling::Spooling;
+
 use super::{
     cluster_files::{Candidate, ClusterFiles, Stamp},
     sealing::{SealedFile, Sealing},
@@ -30,7 +35,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -66,6 +71,12 @@ pub(super) struct Archive {
     ahead: Mutex<HashMap<WalFile, Stamp>>,
     /// Who holds it appends.
     turn: AsyncMutex<Option<Opened>>,
+    /// The server's files, as the last client named them.
+    seen: Mutex<Option<Arc<ClusterFiles>>>,
+    /// Files that the server had ready when it was looked at.
+    ready: AtomicU64,
+    /// Where files wait for the controllers, if they may.
+    spooling: Option<Spooling>,
 }
 
 /// An open journal.
@@ -90,7 +101,13 @@ impl Drop for Opened {
 }
 
 impl Archive {
-    pub fn new(source: SourceRef, state: Arc<State>, tls: ClientTls, sealing: Sealing) -> Self {
+    pub fn new(
+        source: SourceRef,
+        state: Arc<State>,
+        tls: ClientTls,
+        sealing: Sealing,
+        spooling: Option<Spooling>,
+    ) -> Self {
         Self {
             source,
             state,
@@ -98,6 +115,9 @@ impl Archive {
             sealing,
             ahead: Mutex::default(),
             turn: AsyncMutex::new(None),
+            seen: Mutex::default(),
+            ready: AtomicU64::new(0),
+            spooling,
         }
     }
 
@@ -105,9 +125,15 @@ impl Archive {
     ///
     /// # Errors
     /// When it is not kept, and why.
-    pub async fn keep(&self, files: Arc<ClusterFiles>, name: WalFile) -> Result<()> {
+    pub async fn keep(self: &Arc<Self>, files: Arc<ClusterFiles>, name: WalFile) -> Result<()> {
         let wanted = one(&files, name).await?;
+        *self.seen.lock() = Some(Arc::clone(&files));
         if self.was_ahead(&wanted) {
+            return Ok(());
+        }
+        if let Some(spooling) = &self.spooling
+            && self.into_spool(spooling, &files, &wanted).await?
+        {
             return Ok(());
         }
         let mut turn = self.turn.lock().await;
@@ -208,7 +234,8 @@ impl Archive {
             Some(open) => open,
             None => turn.insert(self.open(system_id).await?),
         };
-        let known = self.known(open, batch).await?;
+        let names = batch.iter().map(|file| file.name.to_string()).collect();
+        let known = self.known(&open.connections[0], names).await?;
         let new = self.judge(known, batch).await?;
         if new.is_empty() {
             return Ok(());
@@ -223,12 +250,17 @@ impl Archive {
     }
 
     /// What the journal holds of these names.
-    async fn known(&self, open: &Opened, batch: &[Candidate]) -> Result<HashMap<String, JournalFile>> {
+    async fn known(
+        &self,
+        connection: &Connection,
+        names: Vec<String>,
+    ) -> Result<HashMap<String, JournalFile>> {
         let request = FindJournalRequest {
             source: Some(wire(&self.source)),
-            names: batch.iter().map(|file| file.name.to_string()).collect(),
+            names,
+            with_tails: false,
         };
-        let answer = data_client(open.connections[0].clone())
+        let answer = data_client(connection.clone())
             .find_journal(request)
             .await
             .map_err(Fault::from)?
@@ -265,7 +297,7 @@ impl Archive {
                 let is_full = kept.divergent.len() >= limits::JOURNAL_DIVERGENT_LISTED;
                 if is_full || kept.divergent.iter().any(|other| other[..] == content) {
                     if at == 0 {
-                        return Err(divergent(file));
+                        return Err(divergent(file.name));
                     }
                 } else {
                     new.push(at);
@@ -383,7 +415,7 @@ impl Archive {
                 "kept" | "there" => {
                     ahead.insert(file.name, file.stamp());
                 }
-                _ if *at == 0 => first = Err(divergent(file)),
+                _ if *at == 0 => first = Err(divergent(file.name)),
                 // Its own turn tells.
                 _ => {}
             }
@@ -443,6 +475,7 @@ impl Archive {
 
     /// Closes the session because the agent ends.
     pub async fn close(&self) {
+        self.close_spool().await;
         if let Ok(mut turn) = self.turn.try_lock()
             && let Some(open) = turn.take()
         {
@@ -496,13 +529,12 @@ fn is_over(error: &AgentError) -> bool {
     matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Interrupted)
 }
 
-fn divergent(file: &Candidate) -> AgentError {
+fn divergent(name: WalFile) -> AgentError {
     AgentError::Server {
         action: "archive WAL",
         message: format!(
-            "{} is kept already with another content, which stays; two servers must not archive into one source. What was \
-             handed in now is kept beside it; see: holdfastctl get journal",
-            file.name
+            "{name} is kept already with another content, which stays; two servers must not archive into one source. What was \
+             handed in now is kept beside it; see: holdfastctl get journal"
         ),
         kind: ErrorKind::Conflict,
     }

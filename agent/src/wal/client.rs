@@ -52,6 +52,8 @@ pub struct Fetch {
     pub patience: Duration,
     /// A standby asks again by itself: what cannot be had now is as if it were absent.
     pub standby: bool,
+    /// What may wait in a spool that nobody can ask counts as absent.
+    pub accept_loss: bool,
 }
 
 /// Pushes; gives the exit code.
@@ -111,6 +113,7 @@ async fn fetched(fetch: &Fetch, patience: Duration) -> std::result::Result<bool,
         source: fetch.source.clone(),
         name: fetch.name.clone(),
         patience_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+        accept_loss: fetch.accept_loss,
     };
     let lost = |error| Failed { error, again: true };
     let (mut input, answer) = ask(&fetch.socket, &request).await.map_err(lost)?;

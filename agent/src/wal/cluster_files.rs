@@ -36,6 +36,8 @@ pub(super) struct ClusterFiles {
     pub cluster: Cluster,
     /// Bytes of its segments.
     pub size: SegmentSize,
+    /// Where the data directory is, as the client said, and whose client that was.
+    pub place: (PathBuf, u32),
     wal: OwnedFd,
     wal_path: PathBuf,
     /// Files must belong to this user: nobody has the agent read what it may not read itself.
@@ -67,6 +69,19 @@ impl Candidate {
         self.stamp
     }
 
+    /// A file at a path, unchecked.
+    #[cfg(test)]
+    pub fn of(name: WalFile, path: &Path) -> Self {
+        let file = File::open(path).unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        Self {
+            name,
+            file,
+            len: stat.st_size.cast_unsigned(),
+            stamp: stamp(&stat),
+        }
+    }
+
     /// Whether it is still as it was when it was opened.
     pub fn is_unchanged(&self) -> bool {
         rustix::fs::fstat(&self.file).is_ok_and(|stat| stamp(&stat) == self.stamp)
@@ -87,6 +102,7 @@ impl ClusterFiles {
     /// # Errors
     /// `NotAllowed` for directories that `agent.toml` does not allow; `Io`; what is wrong with the control file.
     pub fn open(data: &Path, uid: u32, allow: &[PathBuf]) -> Result<Self> {
+        let place = (data.to_owned(), uid);
         let open = |path: &Path| {
             let real = path.canonicalize().map_err(AgentError::io("open", path))?;
             check_allowed(&real, allow)?;
@@ -103,6 +119,7 @@ impl ClusterFiles {
                 version: control.version,
             },
             size: control.wal_segment_size,
+            place,
             wal,
             wal_path,
             owner: (uid != 0).then_some(uid),
@@ -199,6 +216,17 @@ impl ClusterFiles {
             // A note for people, which may be empty after a crash of the server: kept as it is.
             WalFile::Backup { .. } => Ok(()),
         }
+    }
+
+    /// How many files the server has ready for its archive.
+    pub fn ready_count(&self) -> u64 {
+        let Ok(dir) = open_beneath(&self.wal, Path::new(STATUS), OFlags::RDONLY | OFlags::DIRECTORY) else {
+            return 0;
+        };
+        let entries = rustix::fs::Dir::read_from(&dir).into_iter().flatten().flatten();
+        let is_ready =
+            |entry: &rustix::fs::DirEntry| entry.file_name().to_bytes().ends_with(READY.as_bytes());
+        entries.filter(is_ready).count() as u64
     }
 
     /// What the server has ready beside that file, in the order in which it archives: at most `most`, histories first.

@@ -98,7 +98,13 @@ impl Fetcher {
     ///
     /// # Errors
     /// When no controller answered for all that time; when the file is damaged; when the source is not ours to read.
-    pub async fn fetch(&self, source: &SourceRef, name: &str, patience: Duration) -> Result<Found> {
+    pub async fn fetch(
+        &self,
+        source: &SourceRef,
+        name: &str,
+        patience: Duration,
+        accept_loss: bool,
+    ) -> Result<Found> {
         let deadline = Instant::now() + patience;
         if let Some(found) = self.was_ahead(source, name, deadline).await {
             self.go_ahead(source, name, &found);
@@ -106,7 +112,7 @@ impl Fetcher {
         }
         let mut pause = PAUSE.0;
         loop {
-            let error = match self.inner.fetch(source, name).await {
+            let error = match self.inner.fetch(source, name, accept_loss).await {
                 Ok(found) => {
                     self.go_ahead(source, name, &found);
                     return Ok(found);
@@ -160,7 +166,7 @@ impl Fetcher {
             ahead.insert(key, ended);
             let (inner, source) = (Arc::clone(&self.inner), source.clone());
             tokio::spawn(async move {
-                let fetched = match inner.locate(&source, &name).await {
+                let fetched = match inner.locate(&source, &name, true).await {
                     Ok(Some(file)) => inner.download(&source, &file).await,
                     Ok(None) => Err(AgentError::Invalid("there is none yet".into())),
                     Err(error) => Err(error),
@@ -188,8 +194,8 @@ fn following(name: &str, len: u64) -> Vec<String> {
 }
 
 impl Inner {
-    async fn fetch(&self, source: &SourceRef, name: &str) -> Result<Found> {
-        let Some(file) = self.locate(source, name).await? else {
+    async fn fetch(&self, source: &SourceRef, name: &str, accept_loss: bool) -> Result<Found> {
+        let Some(file) = self.locate(source, name, accept_loss).await? else {
             return Ok(Found::Absent);
         };
         tracing::debug!(target: "holdfast::phase", phase = "wal-fetch");
@@ -212,8 +218,9 @@ impl Inner {
         Ok(connections.insert(made).clone())
     }
 
-    /// What the journal says of a name now. 'None' is the catalog's own word, agreed upon at this moment.
-    async fn locate(&self, source: &SourceRef, name: &str) -> Result<Option<JournalFile>> {
+    /// What the journal says of a name now. 'None' is the catalog's own word, agreed upon at this moment; and unless loss is
+    /// accepted, the word of each agent whose spool may hold more.
+    async fn locate(&self, source: &SourceRef, name: &str, accept_loss: bool) -> Result<Option<JournalFile>> {
         if name.is_empty() || name.len() > limits::JOURNAL_NAME_MAX {
             return Err(AgentError::Invalid(format!(
                 "{name:?} is not the name of a WAL file"
@@ -222,6 +229,7 @@ impl Inner {
         let request = FindJournalRequest {
             source: Some(wire(source)),
             names: vec![name.to_owned()],
+            with_tails: !accept_loss,
         };
         let connection = self.connections().await?.swap_remove(0);
         let answer = data_client(connection)
@@ -229,6 +237,17 @@ impl Inner {
             .await
             .map_err(Fault::from)?
             .into_inner();
+        if let (true, Some(tail)) = (answer.files.is_empty(), answer.tails.first()) {
+            return Err(AgentError::Server {
+                action: "fetch WAL",
+                message: format!(
+                    "{name} is not archived, but may be at agent {}: {}. Start that agent; or, to recover without what it holds, \
+                     give `wal fetch` --accept-loss",
+                    tail.agent, tail.why
+                ),
+                kind: ErrorKind::Unavailable,
+            });
+        }
         match answer.files.into_iter().next() {
             Some(file) if file.name != name => Err(AgentError::Internal(
                 "the controllers answered for another name".into(),

@@ -31,6 +31,9 @@ pub(super) enum Request {
         name: String,
         /// How long to try, in milliseconds.
         patience_ms: u64,
+        /// Absent is absent, also where an agent may hold it that cannot be asked.
+        #[serde(default)]
+        accept_loss: bool,
     },
 }
 

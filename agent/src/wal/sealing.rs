@@ -14,6 +14,7 @@ use holdfast_repo::{
     ChunkRef, Entry, EntryKind, FileBuilder, PackWriter, RootTree, Sealer, Strategy, Timestamp, VaultKeys,
 };
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _},
     sync::{
@@ -36,6 +37,67 @@ pub(super) struct SealedFile {
     pub content: [u8; 32],
     /// Bytes.
     pub len: u64,
+    /// Its pieces.
+    pub ids: Vec<ChunkId>,
+    /// What the system said of it.
+    pub about: About,
+}
+
+impl SealedFile {
+    /// The file again, from what was noted of it. Nodes are in the packs that were made of it.
+    ///
+    /// # Errors
+    /// When these are not the pieces of a file of that length.
+    pub fn again(keys: &VaultKeys, name: &str, len: u64, ids: Vec<ChunkId>, about: About) -> Result<Self> {
+        let lengths: Vec<usize> = lengths_of(len).collect();
+        if lengths.len() != ids.len() {
+            return Err(AgentError::Invalid(format!(
+                "{name} of {len} bytes has not {} pieces",
+                ids.len()
+            )));
+        }
+        let mut builder = FileBuilder::default();
+        for (id, len) in ids.iter().zip(lengths) {
+            let len = u32::try_from(len).unwrap_or(u32::MAX);
+            builder.push(keys, ChunkRef { id: *id, len })?;
+        }
+        let (content, _) = builder.finish(keys)?;
+        Ok(Self {
+            tree: tree(name, len, about, content),
+            content: content_of(keys, len, &ids),
+            len,
+            ids,
+            about,
+        })
+    }
+}
+
+/// What the system says of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    secs: i64,
+    nanos: u32,
+    inode: u64,
+}
+
+impl About {
+    fn of(file: &Candidate) -> Result<Self> {
+        let about = file
+            .file
+            .metadata()
+            .map_err(AgentError::io("look at", file.name.to_string().as_ref()))?;
+        Ok(Self {
+            mode: about.mode() & 0o777,
+            uid: about.uid(),
+            gid: about.gid(),
+            secs: about.mtime(),
+            nanos: u32::try_from(about.mtime_nsec()).unwrap_or(0),
+            inode: about.ino(),
+        })
+    }
 }
 
 /// How files are sealed.
@@ -55,6 +117,11 @@ struct Piece {
     file: usize,
     offset: u64,
     len: usize,
+}
+
+/// Bytes of each piece of a file, in order.
+pub(super) fn lengths_of(len: u64) -> impl Iterator<Item = usize> {
+    pieces_of(0, len).map(|piece| piece.len)
 }
 
 /// Bytes of each piece of a file but the last: it depends on the file's length alone.
@@ -225,10 +292,13 @@ impl Run<'_> {
                     kind: holdfast_core::ErrorKind::Unavailable,
                 });
             }
+            let (ids, about) = (ids[from..at].to_vec(), About::of(file)?);
             sealed.push(SealedFile {
-                tree: tree(file, content)?,
-                content: content_of(keys, file.len, &ids[from..at]),
+                tree: tree(&file.name.to_string(), file.len, about, content),
+                content: content_of(keys, file.len, &ids),
                 len: file.len,
+                ids,
+                about,
             });
         }
         for pack in [open, nodes] {
@@ -241,36 +311,31 @@ impl Run<'_> {
     }
 }
 
-fn tree(file: &Candidate, content: holdfast_repo::Content) -> Result<RootTree> {
-    let path = format!("/{}", file.name);
-    let about = file
-        .file
-        .metadata()
-        .map_err(AgentError::io("look at", path.as_ref()))?;
+fn tree(name: &str, len: u64, about: About, content: holdfast_repo::Content) -> RootTree {
     let mtime = Timestamp {
-        secs: about.mtime(),
-        nanos: u32::try_from(about.mtime_nsec()).unwrap_or(0),
+        secs: about.secs,
+        nanos: about.nanos,
     };
-    Ok(RootTree {
-        path: path.into_bytes(),
+    RootTree {
+        path: format!("/{name}").into_bytes(),
         entry: Entry {
             name: Vec::new(),
-            mode: about.mode() & 0o777,
-            uid: about.uid(),
-            gid: about.gid(),
+            mode: about.mode,
+            uid: about.uid,
+            gid: about.gid,
             mtime,
             ctime: mtime,
-            inode: about.ino(),
+            inode: about.inode,
             changed_while_read: false,
             is_sparse: false,
             kind: EntryKind::File {
-                size: file.len,
+                size: len,
                 strategy: Strategy::ContentDefined,
                 content,
             },
             attributes: None,
         },
-    })
+    }
 }
 
 fn read(file: &Candidate, piece: Piece, raw: &mut Vec<u8>) -> Result<()> {

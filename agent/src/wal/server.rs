@@ -1,12 +1,11 @@
 //! The agent's end of the socket: who may ask is asked of the kernel, one request a connection.
 
 use super::{
-    archive::Archive,
+    archives::{Archives, section},
     caller,
     cluster_files::ClusterFiles,
     fetched::{Fetcher, Found},
     protocol::{Answer, Request, TEXT_MAX, receive, send},
-    sealing::Sealing,
 };
 use crate::{
     config::Config,
@@ -14,11 +13,9 @@ use crate::{
     postgres::ClusterConfig,
     state::State,
 };
-use holdfast_core::{ErrorKind, HasKind as _, Name, NameError, SourceRef};
+use holdfast_core::{ErrorKind, HasKind as _, NameError, SourceRef};
 use holdfast_net::client::ClientTls;
-use parking_lot::Mutex;
 use std::{
-    collections::BTreeMap,
     fs,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -51,8 +48,7 @@ const IDLE_CHECK: Duration = Duration::from_secs(10);
 struct Service {
     state: Arc<State>,
     config: Arc<Config>,
-    tls: ClientTls,
-    archives: Mutex<BTreeMap<Name, Arc<Archive>>>,
+    archives: Archives,
     fetcher: Fetcher,
 }
 
@@ -65,15 +61,15 @@ pub fn serve(
     state: Arc<State>,
     config: Arc<Config>,
     tls: ClientTls,
+    archives: Archives,
     stop: CancellationToken,
 ) -> Result<tokio::task::JoinHandle<()>> {
     let listener = listen(socket)?;
-    let fetcher = Fetcher::new(Arc::clone(&state), tls.clone())?;
+    let fetcher = Fetcher::new(Arc::clone(&state), tls)?;
     let service = Arc::new(Service {
         state,
         config,
-        tls,
-        archives: Mutex::default(),
+        archives,
         fetcher,
     });
     let socket = socket.to_owned();
@@ -117,7 +113,7 @@ impl Service {
             let connection = tokio::select! {
                 () = stop.cancelled() => break,
                 _ = idle.tick() => {
-                    for archive in self.all() {
+                    for archive in self.archives.all() {
                         // Not here: a push may hold it for long.
                         tokio::spawn(async move { archive.close_idle().await });
                     }
@@ -159,13 +155,6 @@ impl Service {
                 drop(place);
             });
         }
-        for archive in self.all() {
-            archive.close().await;
-        }
-    }
-
-    fn all(&self) -> Vec<Arc<Archive>> {
-        self.archives.lock().values().cloned().collect()
     }
 
     async fn answer(&self, connection: UnixStream, caller: u32) -> Result<()> {
@@ -193,9 +182,10 @@ impl Service {
                 source,
                 name,
                 patience_ms,
+                accept_loss,
             } => {
                 let patience = Duration::from_millis(patience_ms);
-                match self.fetch(caller, &source, &name, patience).await {
+                match self.fetch(caller, &source, &name, (patience, accept_loss)).await {
                     Ok(Found::Absent) => send(&mut output, &Answer::Absent).await,
                     Ok(Found::File { file, len }) => {
                         send(&mut output, &Answer::File { len }).await?;
@@ -217,7 +207,7 @@ impl Service {
 
     async fn push(&self, caller: u32, source: &str, data: PathBuf, path: PathBuf) -> Result<()> {
         let source = self.source(source)?;
-        let section = self.section(&source.source).ok_or_else(|| {
+        let section = section(&self.config, &source.source).ok_or_else(|| {
             AgentError::NotAllowed(format!(
                 "no PostgreSQL cluster {0} is allowed on this host; add these lines to agent.toml, with its data directory in \
                  `allow`, and restart the agent:\n[postgres.{0}]",
@@ -240,12 +230,18 @@ impl Service {
         let (files, name) = opened
             .await
             .map_err(|error| AgentError::Internal(error.to_string()))??;
-        self.archive(&source).keep(files, name).await?;
+        self.archives.archive(&source)?.keep(files, name).await?;
         tracing::debug!(%source, file = %name, "WAL kept");
         Ok(())
     }
 
-    async fn fetch(&self, caller: u32, source: &str, name: &str, patience: Duration) -> Result<Found> {
+    async fn fetch(
+        &self,
+        caller: u32,
+        source: &str,
+        name: &str,
+        (patience, accept_loss): (Duration, bool),
+    ) -> Result<Found> {
         let source = self.source(source)?;
         if caller != 0 {
             let section = self.may_fetch(&source).ok_or_else(|| {
@@ -256,7 +252,29 @@ impl Service {
             })?;
             caller::check(caller, section, source.source.as_str())?;
         }
-        self.fetcher.fetch(&source, name, patience).await
+        // In this order: what is in the spool no more, the controllers hold.
+        let spooled = match self.archives.existing(&source) {
+            Some(archive) => archive.fetch_spooled(name).await,
+            None => Ok(None),
+        };
+        let damage = match spooled {
+            Ok(Some(file)) => {
+                let len = file
+                    .metadata()
+                    .map_err(AgentError::io("look at", Path::new(name)))?
+                    .len();
+                return Ok(Found::File { file, len });
+            }
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        match (
+            self.fetcher.fetch(&source, name, patience, accept_loss).await?,
+            damage,
+        ) {
+            (Found::Absent, Some(damage)) => Err(damage),
+            (found, _) => Ok(found),
+        }
     }
 
     /// `NAME` is a source of this agent, `AGENT/NAME` of any in its vault.
@@ -274,7 +292,7 @@ impl Service {
     /// The section of `agent.toml` whose user may fetch a source's WAL: its own, or for other agents' one that names it.
     fn may_fetch(&self, source: &SourceRef) -> Option<&ClusterConfig> {
         if source.agent == self.state.membership.name {
-            return self.section(&source.source);
+            return section(&self.config, &source.source);
         }
         let mut sections = self.config.postgres.values();
         sections.find(|section| section.fetch.contains(source))
@@ -284,28 +302,6 @@ impl Service {
     fn is_named(&self, caller: u32) -> bool {
         let mut sections = self.config.postgres.iter();
         caller == 0 || sections.any(|(name, section)| caller::check(caller, section, name.as_str()).is_ok())
-    }
-
-    /// The section of `agent.toml` for a source: of its name, or the only one.
-    fn section(&self, source: &Name) -> Option<&ClusterConfig> {
-        let sections = &self.config.postgres;
-        let only = || sections.values().next().filter(|_| sections.len() == 1);
-        sections.get(source).or_else(only)
-    }
-
-    fn archive(&self, source: &SourceRef) -> Arc<Archive> {
-        let mut archives = self.archives.lock();
-        let archive = archives.entry(source.source.clone()).or_insert_with(|| {
-            let pipeline = &self.config.pipeline;
-            let sealing = Sealing {
-                keys: Arc::clone(&self.state.keys),
-                level: pipeline.levels().segments,
-                workers: pipeline.workers(),
-            };
-            let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
-            Arc::new(Archive::new(source.clone(), state, tls, sealing))
-        });
-        Arc::clone(archive)
     }
 }
 

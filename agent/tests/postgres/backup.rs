@@ -53,6 +53,7 @@ impl Backups {
             password_file: self.password_file.clone(),
             user: None,
             fetch: Vec::new(),
+            spool: None,
         };
         let stats = Arc::new(Stats::default());
         *self.stats.lock().unwrap() = Arc::clone(&stats);

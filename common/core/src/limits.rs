@@ -120,6 +120,8 @@ pub const JOURNAL_PAGE_FILES: usize = 64;
 pub const JOURNAL_DIVERGENT_LISTED: usize = 8;
 /// Longest name of a file in a journal; those of PostgreSQL have up to 41 characters.
 pub const JOURNAL_NAME_MAX: usize = 64;
+/// Agents whose spools may hold WAL of one source: its members, and hosts that were joined anew; the record of a source stays short.
+pub const JOURNAL_TAILS_MAX: usize = 16;
 /// Most names in one question to a journal.
 pub const JOURNAL_NAMES_ASKED: usize = 64;
 

@@ -11,7 +11,7 @@ mod source;
 pub(crate) use agent::AgentRow;
 pub(crate) use cluster::{AuditRow, MemberRow, VaultRow};
 pub(crate) use job::{Finding, JobRow};
-pub(crate) use journal::{JournalFileRow, TimelineRow};
+pub(crate) use journal::{JournalDescription, JournalFileRow, TailRow, TimelineRow};
 pub(crate) use snapshot::{SnapshotRow, Stats};
 pub(crate) use source::SourceRow;
 

@@ -40,6 +40,9 @@ const NOT_VALID: &str = crate::catalog::apply::TOKEN_NOT_VALID;
 /// Longest text that an agent may say of itself, and most paths.
 const TEXT_MAX: usize = 256;
 const ALLOW_MAX: usize = 256;
+/// Most sources, and most alerts of one, in an agent's word on its queues.
+const QUEUES_MAX: usize = 256;
+const ALERTS_MAX: usize = 8;
 
 /// The service; one for all connections.
 #[derive(Clone)]
@@ -295,10 +298,16 @@ impl Agents {
             };
             let Some(message) = message else { return Ok(()) };
             self.hub.seen(agent);
-            if let Some(agent_message::Body::Update(update)) = message.body
-                && let Err(error) = self.update(agent, update).await
-            {
-                tracing::warn!(%agent, %error, "its message about a job was refused");
+            match message.body {
+                Some(agent_message::Body::Update(update)) => {
+                    if let Err(error) = self.update(agent, update).await {
+                        tracing::warn!(%agent, %error, "its message about a job was refused");
+                    }
+                }
+                Some(agent_message::Body::Queues(report)) => {
+                    self.hub.queues_told(agent, bounded(report));
+                }
+                Some(agent_message::Body::Hello(_)) | None => {}
             }
         }
     }
@@ -392,4 +401,16 @@ impl Agents {
         self.hub.forget(job);
         Ok(())
     }
+}
+
+/// What of a report is kept: agents may say anything.
+fn bounded(mut report: v1::QueueReport) -> v1::QueueReport {
+    report.queues.truncate(QUEUES_MAX);
+    for queue in &mut report.queues {
+        queue.alerts.truncate(ALERTS_MAX);
+        for alert in &mut queue.alerts {
+            *alert = alert.chars().take(TEXT_MAX).collect();
+        }
+    }
+    report
 }

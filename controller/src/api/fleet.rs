@@ -1,7 +1,8 @@
 //! What the leader knows of agents beside the catalog: who is connected, how jobs go on.
 
+use futures::future::BoxFuture;
 use holdfast_core::{JobId, Name, UnixMillis};
-use holdfast_proto::v1::{JobProgress, Limits};
+use holdfast_proto::v1::{JobProgress, Limits, QueueReport};
 use tokio::sync::watch;
 
 /// The connected agents, as services see them.
@@ -20,4 +21,8 @@ pub trait Fleet: Send + Sync {
     fn job_cancelled(&self, job: JobId, agent: &Name);
     /// The limits of a running job's source changed: tell its agent.
     fn limits_changed(&self, job: JobId, agent: &Name, limits: Limits);
+    /// What waits at an agent, as it last said since it is connected.
+    fn queues(&self, agent: &Name) -> Option<QueueReport>;
+    /// Asks an agent what waits there. The answer is of a moment after the question; none when it does not come soon.
+    fn ask_queues<'a>(&'a self, agent: &'a Name) -> BoxFuture<'a, Option<QueueReport>>;
 }

@@ -12,6 +12,7 @@ mod requests;
 mod sessions;
 mod snapshots;
 mod sources;
+mod tails;
 
 use super::{
     command::{Actor, Command, Proposal, Refusal, Reply},
@@ -234,6 +235,25 @@ fn run<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
             as_of_index,
             page,
         } => journal::append(cx, *session, *fence, *as_of_index, page),
+        Command::MarkTail {
+            source,
+            agent,
+            incarnation,
+            system_id,
+            mark,
+            is_open,
+        } => {
+            let mark = tails::Mark {
+                agent,
+                incarnation: *incarnation,
+                mark: *mark,
+            };
+            if *is_open {
+                tails::open(cx, source, *system_id, mark)
+            } else {
+                tails::close(cx, source, mark)
+            }
+        }
         Command::DeleteSnapshot { snapshot, undo_ms } => snapshots::delete(cx, *snapshot, *undo_ms),
         Command::UndeleteSnapshot { snapshot } => snapshots::undelete(cx, *snapshot),
         Command::GcBegin => gc::begin(cx),

@@ -244,6 +244,15 @@ pub enum Command {
         as_of_index: u64,
         page: NewPage,
     },
+    /// Notes that an agent's spool may hold WAL of a source, or that what `mark` opened does not any more.
+    MarkTail {
+        source: SourceRef,
+        agent: Name,
+        incarnation: u32,
+        system_id: u64,
+        mark: [u8; 16],
+        is_open: bool,
+    },
     /// Hides a snapshot; its content stays until the undo period is over.
     DeleteSnapshot { snapshot: SnapshotId, undo_ms: u64 },
     /// Brings a deleted snapshot back.

@@ -4,7 +4,7 @@
 
 mod journal;
 
-pub use journal::{Divergent, Journal, JournalFile, JournalOutcome, JournalPage};
+pub use journal::{Divergent, Journal, JournalFile, JournalOutcome, JournalPage, Tail};
 
 use holdfast_core::{
     ClusterId, ErrorKind, HostLimits, JobId, Name, PackId, SessionId, SnapshotId, SourceRef, StoreId,

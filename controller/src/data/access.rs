@@ -62,6 +62,14 @@ impl Reader {
         matches!(self, Self::Admin)
     }
 
+    /// The agent that reads, if it is one.
+    pub fn agent(&self) -> Option<&Name> {
+        match self {
+            Self::Admin => None,
+            Self::Agent(agent) => Some(&agent.name),
+        }
+    }
+
     pub fn may_read(&self, view: &CatalogView, vault: VaultId) -> Result<bool> {
         match self {
             Self::Admin => Ok(true),

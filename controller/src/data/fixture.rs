@@ -10,6 +10,7 @@ use crate::{
     gc::Gc,
     index::{ChunkIndex, IndexOptions, sync},
     ingest::{Announced, Ingest},
+    jobs::Hub,
     raft::{Catalog, Node, NodeOptions},
     session::Leases,
     verify::{Verify, gather},
@@ -180,6 +181,7 @@ impl World {
             store: store.clone(),
             index: index.clone(),
             ingest: ingest.clone(),
+            fleet: Hub::new(clock.clone()),
         });
         let gc = Gc::new(catalog.clone(), store.clone(), index.clone());
         let keys = Arc::new(VaultKeys::from_secrets(VAULT, [2; 32], [3; 32]));

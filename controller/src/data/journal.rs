@@ -3,11 +3,11 @@
 use super::{
     Data, access, closure, millis, page_object,
     roots::{denied, is_final, missing_to_wire},
-    wire,
+    tails, wire,
 };
 use crate::{
     catalog::{
-        Command, NewFile, NewPage, Queries, Reply,
+        CatalogView, Command, NewFile, NewPage, Queries, Reply,
         model::{Journal, JournalFile, JournalOutcome, Session},
     },
     error::{Error, Result},
@@ -175,11 +175,60 @@ impl Data {
         if !reader.may_read(&view, agent.vault)? || view.source(&source)?.is_none() {
             return Err(unknown());
         }
-        let mut files = Vec::new();
-        for name in &request.names {
-            files.extend(view.journal_file(&source, name)?.map(file_to_wire));
+        let find = |view: &CatalogView| {
+            let mut files = Vec::new();
+            for name in &request.names {
+                files.extend(view.journal_file(&source, name)?.map(file_to_wire));
+            }
+            Ok::<_, Error>(files)
+        };
+        let files = find(&view)?;
+        if !request.with_tails || files.len() == request.names.len() {
+            return Ok(pb::FindJournalResponse {
+                files,
+                tails: Vec::new(),
+            });
         }
-        Ok(pb::FindJournalResponse { files })
+        // Looked at again after the agents were asked: what they say is gone from there has come here.
+        let tails = tails::ask(&view, &*self.parts.fleet, &source, reader.agent()).await?;
+        let files = find(&self.parts.catalog.read().await?)?;
+        Ok(pb::FindJournalResponse {
+            files,
+            tails: tails.into_iter().filter(|tail| tail.is_open).collect(),
+        })
+    }
+
+    pub(super) async fn mark_a_tail(
+        &self,
+        peer: &access::Agent,
+        request: pb::MarkTailRequest,
+    ) -> Result<pb::MarkTailResponse> {
+        let pb::MarkTailRequest {
+            source,
+            system_id,
+            mark,
+            is_open,
+        } = request;
+        let source = wire::source(source)?;
+        if source.agent != peer.name {
+            return Err(Error::refused(
+                ErrorKind::Denied,
+                format!("agent {} does not serve {source}", peer.name),
+            ));
+        }
+        let mark = mark[..]
+            .try_into()
+            .map_err(|_| Error::refused(ErrorKind::Invalid, "the mark of a tail is not 16 bytes"))?;
+        let command = Command::MarkTail {
+            source,
+            agent: peer.name.clone(),
+            incarnation: peer.incarnation,
+            system_id,
+            mark,
+            is_open,
+        };
+        self.parts.catalog.propose(peer.actor(), None, command).await?;
+        Ok(pb::MarkTailResponse {})
     }
 
     /// The root object of a page, if there is one of that id which the reader may see.
@@ -256,6 +305,7 @@ pub(crate) fn journal_to_wire(journal: &Journal) -> pb::Journal {
         last_at,
         divergent,
         open_session,
+        tails,
     } = journal.clone();
     pb::Journal {
         system_id,
@@ -266,5 +316,6 @@ pub(crate) fn journal_to_wire(journal: &Journal) -> pb::Journal {
         last_at,
         divergent,
         is_open: open_session.is_some(),
+        spooled_at: tails.into_iter().map(|tail| tail.agent.to_string()).collect(),
     }
 }

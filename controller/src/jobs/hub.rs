@@ -1,18 +1,28 @@
 //! The control streams that agents hold open, and what came through them last.
 
 use crate::api::fleet::Fleet;
+use futures::future::BoxFuture;
 use holdfast_core::{Clock, JobId, Name, UnixMillis};
-use holdfast_proto::v1::{CancelJob, ControllerMessage, JobProgress, Limits, SetLimits, controller_message};
+use holdfast_proto::v1::{
+    AskQueues, CancelJob, ControllerMessage, JobProgress, Limits, QueueReport, SetLimits, controller_message,
+};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Messages to one agent that wait for its stream; a slower agent loses its stream and comes back.
 pub const STREAM_QUEUE: usize = 64;
 
+/// Questions about queues that wait for answers; more are not asked, which counts as no answer.
+const QUESTIONS_MAX: usize = 256;
+/// How long an answer is waited for. Agents answer from memory.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+
 struct Stream {
     number: u64,
+    /// What the agent last said of its queues on this stream.
+    queues: Option<QueueReport>,
     /// Cancelled when a newer stream of the same agent takes its place.
     replaced: CancellationToken,
     messages: mpsc::Sender<ControllerMessage>,
@@ -32,6 +42,9 @@ struct State {
     /// Of running jobs only; a job that is over is forgotten.
     progress: BTreeMap<JobId, Progress>,
     changes: u64,
+    next_question: u64,
+    /// Who was asked what, and who waits for it.
+    questions: BTreeMap<u64, (Name, oneshot::Sender<QueueReport>)>,
 }
 
 /// All control streams of this controller. The lock is held for map operations only.
@@ -80,6 +93,7 @@ impl Hub {
         let replaced = CancellationToken::new();
         let stream = Stream {
             number,
+            queues: None,
             replaced: replaced.clone(),
             messages,
         };
@@ -122,6 +136,43 @@ impl Hub {
         let changes = state.changes;
         drop(state);
         self.changes.send_replace(changes);
+    }
+
+    /// An agent said what waits there.
+    pub fn queues_told(&self, agent: &Name, report: QueueReport) {
+        let mut state = self.state.lock();
+        let is_asked = |asked: &(Name, oneshot::Sender<_>)| asked.0 == *agent;
+        if state.questions.get(&report.question).is_some_and(is_asked)
+            && let Some((_, answer)) = state.questions.remove(&report.question)
+        {
+            // Whoever asked may have given up.
+            let _ = answer.send(report.clone());
+        }
+        if let Some(stream) = state.streams.get_mut(agent) {
+            stream.queues = Some(report);
+        }
+    }
+
+    async fn ask(&self, agent: &Name) -> Option<QueueReport> {
+        let (answer, answered) = oneshot::channel();
+        let question = {
+            let mut state = self.state.lock();
+            if state.questions.len() >= QUESTIONS_MAX {
+                return None;
+            }
+            state.next_question += 1;
+            let question = state.next_question;
+            state.questions.insert(question, (agent.clone(), answer));
+            question
+        };
+        let asked = self.send(agent, controller_message::Body::AskQueues(AskQueues { question }));
+        let report = if asked {
+            tokio::time::timeout(ANSWER_PATIENCE, answered).await.ok()
+        } else {
+            None
+        };
+        self.state.lock().questions.remove(&question);
+        report?.ok()
     }
 
     /// A job is over.
@@ -178,6 +229,15 @@ impl Fleet for Hub {
 
     fn progress_changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    fn queues(&self, agent: &Name) -> Option<QueueReport> {
+        let state = self.state.lock();
+        state.streams.get(agent).and_then(|stream| stream.queues.clone())
+    }
+
+    fn ask_queues<'a>(&'a self, agent: &'a Name) -> BoxFuture<'a, Option<QueueReport>> {
+        Box::pin(self.ask(agent))
     }
 
     fn job_cancelled(&self, job: JobId, agent: &Name) {

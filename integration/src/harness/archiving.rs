@@ -18,6 +18,12 @@ pub const SOURCE: &str = "db1/main";
 /// Lets an agent back a server up, and archive for it: its `archive_command`. `base` is where the server's user reaches.
 #[must_use]
 pub fn attach(cluster: &mut Cluster, server: &Server, base: &Path) -> String {
+    attach_with(cluster, server, base, "")
+}
+
+/// The same with more lines in the cluster's section of `agent.toml`.
+#[must_use]
+pub fn attach_with(cluster: &mut Cluster, server: &Server, base: &Path, lines: &str) -> String {
     // Where the server's user reaches it, wherever this was built.
     let agent = base.join("holdfast-agent");
     let _ = fs::remove_file(&agent);
@@ -31,7 +37,7 @@ pub fn attach(cluster: &mut Cluster, server: &Server, base: &Path) -> String {
         .expect("the data directory")
         .st_uid;
     let text = format!(
-        "socket = \"{}\"\n{text}\n[postgres.main]\nconnection = \"{}\"\nuser = \"{user}\"\n",
+        "socket = \"{}\"\n{text}\n[postgres.main]\nconnection = \"{}\"\nuser = \"{user}\"\n{lines}\n",
         socket.display(),
         server.connection()
     );
@@ -64,10 +70,20 @@ impl Archiving {
     /// Starts all of it. `settings` are appended to `postgresql.conf`.
     #[must_use]
     pub fn start(settings: &str) -> Self {
+        Self::start_with(settings, "")
+    }
+
+    /// The same with a spool of that size at its agent.
+    #[must_use]
+    pub fn start_spooling(size: &str) -> Self {
+        Self::start_with("", &format!("spool = \"{size}\""))
+    }
+
+    fn start_with(settings: &str, lines: &str) -> Self {
         let base = Server::base();
         let server = Server::init(base.path(), "main");
         let mut cluster = Cluster::start();
-        let command = attach(&mut cluster, &server, base.path());
+        let command = attach_with(&mut cluster, &server, base.path(), lines);
         let mut this = Self {
             cluster,
             server,
@@ -104,6 +120,52 @@ impl Archiving {
             let done = format!("pg_wal/archive_status/{name}.done");
             self.server.data().join(done).exists().then_some(())
         });
+    }
+
+    /// Where the agent spools.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.cluster.agent(AGENT).state_dir.join("spool/main")
+    }
+
+    /// Files of WAL that wait in the spool, and the bytes of all that lies there.
+    ///
+    /// # Panics
+    /// When the spool cannot be looked into.
+    #[must_use]
+    pub fn spooled(&self) -> (Vec<String>, u64) {
+        let (mut names, mut bytes) = (Vec::new(), 0);
+        for entry in fs::read_dir(self.spool()).into_iter().flatten() {
+            let entry = entry.expect("an entry of the spool");
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // What is gone meanwhile takes no room.
+            bytes += entry.metadata().map_or(0, |about| about.len());
+            if name.starts_with("0000") && !name.ends_with(".unfinished") {
+                names.push(name);
+            }
+        }
+        names.sort();
+        (names, bytes)
+    }
+
+    /// Waits until nothing waits in the spool.
+    pub fn wait_drained(&self) {
+        wait::until("the spool to be drained", || {
+            self.spooled().0.is_empty().then_some(())
+        });
+    }
+
+    /// Files that the server has ready and nobody took.
+    ///
+    /// # Panics
+    /// When the server's directory cannot be read.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        let dir = self.server.data().join("pg_wal/archive_status");
+        let entries = fs::read_dir(dir).expect("the archive's status").flatten();
+        entries
+            .filter(|entry| entry.path().extension().is_some_and(|end| end == "ready"))
+            .count()
     }
 
     /// Names in the journal.

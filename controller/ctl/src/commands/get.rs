@@ -7,7 +7,10 @@ use crate::{
     cluster::{Cluster, pages, wire_source},
     error::{Result, fault, invalid, lift_display},
     output::{self, Format, Row},
-    rows::{AgentRow, JobRow, JournalFileRow, MemberRow, SnapshotRow, TimelineRow, VaultRow},
+    rows::{
+        AgentRow, JobRow, JournalDescription, JournalFileRow, MemberRow, SnapshotRow, TailRow, TimelineRow,
+        VaultRow,
+    },
 };
 use holdfast_core::{ErrorKind, SourceRef};
 use holdfast_proto::v1;
@@ -111,15 +114,16 @@ impl Query<'_> {
     }
 
     async fn journal(&self, cluster: &Cluster, format: Format) -> Result<String> {
-        output::rows(&journal(cluster, &self.journal_of()?).await?, format)
+        output::rows(&journal(cluster, &self.journal_of()?).await?.files, format)
     }
 
     async fn timelines(&self, cluster: &Cluster, format: Format) -> Result<String> {
-        let files = journal(cluster, &self.journal_of()?).await?;
-        let timelines = contents(files.iter().map(|file| (file.name.as_str(), file.bytes)));
+        let journal = journal(cluster, &self.journal_of()?).await?;
+        let timelines = contents(journal.files.iter().map(|file| (file.name.as_str(), file.bytes)));
         let timelines = timelines.map_err(lift_display)?;
         let rows: Vec<TimelineRow> = timelines.into_iter().map(TimelineRow::from).collect();
-        output::rows(&rows, format)
+        let described = JournalDescription::new(&rows, &journal.tails);
+        output::value(&described, format)
     }
 
     fn journal_of(&self) -> Result<SourceRef> {
@@ -166,8 +170,28 @@ pub(super) async fn vaults(cluster: &Cluster) -> Result<Vec<VaultRow>> {
     answer.vaults.into_iter().map(VaultRow::try_from).collect()
 }
 
-/// Every file of a source's journal.
-pub(super) async fn journal(cluster: &Cluster, source: &SourceRef) -> Result<Vec<JournalFileRow>> {
+/// A source's journal.
+pub(super) struct Journal {
+    /// Every file.
+    pub(super) files: Vec<JournalFileRow>,
+    /// Agents whose spools may hold more, asked before the files were listed.
+    pub(super) tails: Vec<TailRow>,
+}
+
+impl Journal {
+    /// Where WAL may wait that is not listed, in words.
+    pub(super) fn open_tail(&self) -> Option<String> {
+        let open = self.tails.iter().filter(|tail| tail.open);
+        let texts: Vec<String> = open
+            .map(|tail| format!("agent {}: {}", tail.agent, tail.why))
+            .collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+}
+
+/// A source's journal, all of it.
+pub(super) async fn journal(cluster: &Cluster, source: &SourceRef) -> Result<Journal> {
+    let tails = std::cell::RefCell::new(Vec::new());
     let found = pages(|after| async {
         let request = v1::ListJournalRequest {
             source: Some(wire_source(source)),
@@ -175,10 +199,17 @@ pub(super) async fn journal(cluster: &Cluster, source: &SourceRef) -> Result<Vec
             limit: 0,
         };
         let answer = cluster.control().list_journal(request).await?.into_inner();
+        tails
+            .borrow_mut()
+            .extend(answer.tails.into_iter().map(TailRow::from));
         Ok((answer.files, answer.next))
     })
     .await?;
-    found.into_iter().map(JournalFileRow::try_from).collect()
+    let files = found.into_iter().map(JournalFileRow::try_from);
+    Ok(Journal {
+        files: files.collect::<Result<_>>()?,
+        tails: tails.into_inner(),
+    })
 }
 
 async fn jobs(cluster: &Cluster) -> Result<Vec<JobRow>> {

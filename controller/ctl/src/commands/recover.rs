@@ -8,7 +8,11 @@ use crate::{
 };
 use holdfast_core::{ErrorKind, SnapshotId, SourceRef, VaultId};
 use holdfast_net::kit::RecoveryKit;
-use holdfast_restore::{RecoveredSnapshot, Recovery, postgres::RecoverTo, shown};
+use holdfast_restore::{
+    RecoveredSnapshot, Recovery,
+    postgres::{RecoverTo, RecoveryTarget},
+    shown,
+};
 use holdfast_store::DirStore;
 use serde::Serialize;
 use std::{path::PathBuf, sync::Arc};
@@ -113,6 +117,15 @@ pub(super) async fn run(args: &RecoverArgs) -> Result<()> {
                 }),
                 None => None,
             };
+            if let Some(RecoverTo { recovery, .. }) = &recover_to
+                && recovery.target == RecoveryTarget::Latest
+                && !args.target.accept_loss
+            {
+                eprintln!(
+                    "note: without controllers it is not known whether agents' spools hold WAL that the store lacks; look there \
+                     first: STATE/spool on the hosts of agents with `spool` in agent.toml"
+                );
+            }
             let plan = restore::Plan {
                 to,
                 paths: &args.paths,

@@ -79,7 +79,11 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
     if let Some(agent) = &args.agent {
         return on_agent(cluster, address, args, agent).await;
     }
-    let recovery::Chosen { snapshot, recover_to } = recovery::choose(cluster, address, args).await?;
+    let recovery::Chosen {
+        snapshot,
+        recover_to,
+        open_tail,
+    } = recovery::choose(cluster, address, args).await?;
     let plan = Plan {
         to: &args.to,
         paths: &args.paths,
@@ -91,7 +95,16 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
         recover_to,
         start: args.target.start.then_some(args.target.server_options.as_deref()),
     };
-    here(&snapshot, &plan, args.output.output).await
+    let restored = here(&snapshot, &plan, args.output.output).await;
+    restored.map_err(|fault| match open_tail {
+        // What is not archived may be there.
+        Some(tail) if fault.kind == ErrorKind::NotFound => {
+            let hint =
+                format!("start the agent that may hold it ({tail}), and try again when it has sent that");
+            fault.with_hint(hint)
+        }
+        _ => fault,
+    })
 }
 
 /// Restores an opened snapshot to this machine.

@@ -249,7 +249,7 @@ async fn journals(
             )
         })?;
         let verifier = Verifier::new(read_data, Arc::clone(&progress), Arc::default());
-        let files = get::journal(cluster, &row.name).await?;
+        let files = get::journal(cluster, &row.name).await?.files;
         let pages: BTreeSet<SnapshotId> = files.iter().map(|file| file.page).collect();
         for page in pages {
             let found = async {

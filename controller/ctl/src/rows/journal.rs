@@ -113,20 +113,49 @@ impl From<TimelineContents> for TimelineRow {
     }
 }
 
-impl Row for TimelineRow {
-    const LIST: &'static str = "JournalTimelineList";
-    const COLUMNS: &'static [&'static str] = &["TIMELINE", "SEGMENTS", "GAPS"];
-    const NARROW: usize = 3;
+/// A journal in its stable JSON form.
+#[derive(Debug, Serialize)]
+pub(crate) struct JournalDescription<'a> {
+    kind: &'static str,
+    items: &'a [TimelineRow],
+    /// Agents whose spools may hold more of it.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tails: &'a [TailRow],
+}
 
-    fn name(&self) -> String {
-        self.timeline.to_string()
+impl<'a> JournalDescription<'a> {
+    pub(crate) fn new(items: &'a [TimelineRow], tails: &'a [TailRow]) -> Self {
+        Self {
+            kind: "JournalTimelineList",
+            items,
+            tails,
+        }
     }
+}
 
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.timeline.to_string(),
-            self.segments.to_string(),
-            self.missing.len().to_string(),
-        ]
+/// An agent whose spool may hold WAL that the journal lacks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct TailRow {
+    pub(crate) agent: String,
+    /// False when the agent just said that there is none.
+    pub(crate) open: bool,
+    pub(crate) why: String,
+    since: Option<String>,
+}
+
+impl From<v1::JournalTail> for TailRow {
+    fn from(wire: v1::JournalTail) -> Self {
+        let v1::JournalTail {
+            agent,
+            opened_at,
+            is_open,
+            why,
+        } = wire;
+        Self {
+            agent,
+            open: is_open,
+            why,
+            since: time(opened_at),
+        }
     }
 }

@@ -45,6 +45,9 @@ struct Journal {
     divergent: u64,
     /// An agent archives into it.
     open: bool,
+    /// Agents whose spools may hold more of it: `describe journal` asks them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    spooled_at: Vec<String>,
 }
 
 impl From<v1::Journal> for Journal {
@@ -58,6 +61,7 @@ impl From<v1::Journal> for Journal {
             last_at,
             divergent,
             is_open,
+            spooled_at,
         } = wire;
         Self {
             system_id: system_id.to_string(),
@@ -67,6 +71,7 @@ impl From<v1::Journal> for Journal {
             last_at: time(last_at),
             divergent,
             open: is_open,
+            spooled_at,
         }
     }
 }

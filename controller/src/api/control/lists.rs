@@ -7,7 +7,7 @@ use crate::{
         Actor, Page, Queries as _,
         model::{Snapshot, SnapshotState},
     },
-    data::journal::file_to_wire,
+    data::{journal::file_to_wire, tails},
     error::{Error, Result},
 };
 use holdfast_core::{ErrorKind, SnapshotId, limits};
@@ -142,11 +142,18 @@ impl Control {
             ));
         }
         let (after, limit) = (after_of(&request.after)?, limit_of(request.limit));
+        let tails = match after {
+            None => tails::ask(&view, &*self.fleet, &source, None).await?,
+            Some(_) => Vec::new(),
+        };
+        // Of a moment after the agents answered: what they say is gone from there has come here.
+        let view = self.catalog.read().await?;
         let page = view.journal_files(&source, after.as_deref(), limit)?;
         let next = next_of(&page);
         Ok(v1::ListJournalResponse {
             files: page.items.into_iter().map(file_to_wire).collect(),
             next,
+            tails,
         })
     }
 

@@ -3,6 +3,7 @@
 use super::Control;
 use crate::{
     catalog::{Actor, CatalogView, Queries as _, model::JobState},
+    data::tails::queue_of,
     error::Result,
 };
 use holdfast_core::limits;
@@ -31,6 +32,7 @@ impl Control {
         let stores = self.maintenance.stores().await;
         let mut warnings = Vec::new();
         let counts = count(&view, now, &mut warnings)?;
+        self.queues(&view, &mut warnings)?;
         for store in &stores {
             match store.state.as_str() {
                 "ok" => {}
@@ -80,6 +82,40 @@ impl Control {
             jobs_failed_last_day: counts.failed_last_day,
             warnings,
         })
+    }
+}
+
+impl Control {
+    /// WAL that waits elsewhere, and what keeps it there. As the agents last said: asking each of them would take its time.
+    fn queues(&self, view: &CatalogView, warnings: &mut Vec<String>) -> Result<()> {
+        let mut after = None;
+        loop {
+            let page = view.sources(after.as_deref(), limits::LIST_PAGE)?;
+            for source in page.items.iter().filter(|source| source.postgres.is_some()) {
+                if warnings.len() >= WARNINGS_MAX {
+                    return Ok(());
+                }
+                let name = &source.source;
+                let report = self.fleet.queues(&name.agent);
+                for tail in source.journal.iter().flat_map(|journal| &journal.tails) {
+                    let queue = queue_of(report.as_ref(), name).filter(|queue| queue.mark == tail.mark[..]);
+                    if queue.is_none() {
+                        warnings.push(format!(
+                            "{name}: the spool of agent {}, which is away or was lost, may hold WAL that is not here; to recover \
+                             without it: `restore --accept-loss`",
+                            tail.agent
+                        ));
+                    }
+                }
+                let queue = queue_of(report.as_ref(), name);
+                let alerts = queue.map(|queue| queue.alerts.as_slice()).unwrap_or_default();
+                warnings.extend(alerts.iter().map(|alert| format!("{name}: {alert}")));
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
     }
 }
 

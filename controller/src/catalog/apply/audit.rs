@@ -116,6 +116,7 @@ fn describe(command: &Command) -> (&'static str, String) {
         Command::CommitSnapshot { session, .. } => ("snapshot.commit", session.to_string()),
         Command::OpenJournal { source, .. } => ("journal.open", source.to_string()),
         Command::AppendJournal { page, .. } => ("journal.append", page.id.to_string()),
+        Command::MarkTail { source, .. } => ("journal.mark-tail", source.to_string()),
         Command::DeleteSnapshot { snapshot, .. } => ("snapshot.delete", snapshot.to_string()),
         Command::UndeleteSnapshot { snapshot } => ("snapshot.undelete", snapshot.to_string()),
         Command::GcBegin => ("gc.begin", String::new()),

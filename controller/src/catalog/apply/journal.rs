@@ -39,30 +39,12 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
             ),
         );
     }
-    let mut journal = source.journal.take().unwrap_or_else(|| Journal {
-        system_id: new.system_id,
-        next_page: 1,
-        last_root: [0; 32],
-        files: 0,
-        bytes: 0,
-        last_file: String::new(),
-        last_at: 0,
-        divergent: 0,
-        open_session: None,
-    });
-    if journal.next_page == 1 {
-        // Nothing is in it yet: a mistaken first try does not bind it.
-        journal.system_id = new.system_id;
-    }
-    if journal.system_id != new.system_id {
-        return refuse(
-            ErrorKind::Conflict,
-            format!(
-                "the journal of {} holds WAL of the cluster {}, not of {}; a new cluster needs a source of its own",
-                new.source, journal.system_id, new.system_id
-            ),
-        );
-    }
+    let mut journal = source
+        .journal
+        .take()
+        .unwrap_or_else(|| Journal::new(new.system_id));
+    let may_rebind = journal.tails.is_empty();
+    bind(&mut journal, new.source, new.system_id, may_rebind)?;
     if let Some(open) = journal.open_session.take()
         && let Some(before) = cx.txn.session(open)?
         && before.state == SessionState::Open
@@ -103,6 +85,28 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
     cx.txn.put(keys::source(new.source), &source)?;
     sessions::put_open(cx, &session)?;
     Ok(reply)
+}
+
+/// Refuses another cluster than the journal's. While nothing is in it, nor may wait for it, a mistaken first try does not bind.
+pub(super) fn bind(
+    journal: &mut Journal,
+    source: &SourceRef,
+    system_id: u64,
+    may_rebind: bool,
+) -> Outcome<()> {
+    if journal.next_page == 1 && may_rebind {
+        journal.system_id = system_id;
+    }
+    if journal.system_id != system_id {
+        return refuse(
+            ErrorKind::Conflict,
+            format!(
+                "the journal of {source} holds WAL of the cluster {}, not of {system_id}; a new cluster needs a source of its own",
+                journal.system_id
+            ),
+        );
+    }
+    Ok(())
 }
 
 fn opened(session: Session, journal: &Journal) -> Reply {

@@ -109,6 +109,17 @@ pub(super) fn delete<R: Read>(cx: &mut Context<'_, '_, R>, name: &SourceRef) -> 
             format!("source {name} is being backed up; wait until its session ends"),
         );
     }
+    let tail = source.journal.as_ref().and_then(|journal| journal.tails.first());
+    if let Some(tail) = tail {
+        return refuse(
+            ErrorKind::Conflict,
+            format!(
+                "agent {} may hold WAL of {name} in its spool; take `spool` out of its agent.toml and restart it, and when it has \
+                 sent all of it, try again",
+                tail.agent
+            ),
+        );
+    }
     if source.journal.is_some_and(|journal| journal.next_page > 1) {
         return refuse(
             ErrorKind::Conflict,

@@ -1,6 +1,6 @@
 //! Records of journals: what changed after a source's snapshots.
 
-use holdfast_core::{SessionId, SnapshotId, SourceRef, UnixMillis, VaultId};
+use holdfast_core::{Name, SessionId, SnapshotId, SourceRef, UnixMillis, VaultId};
 use serde::{Deserialize, Serialize};
 
 /// A source's journal: files that are kept under their names and never change.
@@ -24,6 +24,41 @@ pub struct Journal {
     pub divergent: u64,
     /// The session that may append.
     pub open_session: Option<SessionId>,
+    /// Agents that may have told their server of WAL that is not here yet. A record stays until that very agent takes it back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tails: Vec<Tail>,
+}
+
+impl Journal {
+    /// One that holds nothing yet.
+    #[must_use]
+    pub fn new(system_id: u64) -> Self {
+        Self {
+            system_id,
+            next_page: 1,
+            last_root: [0; 32],
+            files: 0,
+            bytes: 0,
+            last_file: String::new(),
+            last_at: 0,
+            divergent: 0,
+            open_session: None,
+            tails: Vec::new(),
+        }
+    }
+}
+
+/// An agent's spool that may hold WAL of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tail {
+    /// Whose.
+    pub agent: Name,
+    /// Which host of that name: a spool that is opened by another one does not replace this one.
+    pub incarnation: u32,
+    /// Drawn by the agent each time that it opens it.
+    pub mark: [u8; 16],
+    /// When that was.
+    pub opened_at: UnixMillis,
 }
 
 /// A page of a journal: files that were handed in together, listed by one root object.

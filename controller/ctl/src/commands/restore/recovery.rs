@@ -9,7 +9,7 @@ use crate::{
     rows::SnapshotRow,
 };
 use async_trait::async_trait;
-use holdfast_core::{ErrorKind, SnapshotId, UnixMillis};
+use holdfast_core::{ErrorKind, SnapshotId, SourceRef, UnixMillis};
 use holdfast_net::client::Connection;
 use holdfast_repo::{Root, VaultKeys};
 use holdfast_restore::{
@@ -26,6 +26,8 @@ pub(super) struct Chosen {
     pub(super) snapshot: Snapshot,
     /// None: the end of the backup.
     pub(super) recover_to: Option<RecoverTo>,
+    /// Where WAL may wait that is not archived, in words.
+    pub(super) open_tail: Option<String>,
 }
 
 /// Chooses the snapshot that an address and a target mean together.
@@ -33,13 +35,15 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
     let opener = Opener::new(cluster).await?;
     let is_whole = args.paths.is_empty() && args.layout == RestoreLayout::Auto;
     let journal = if is_whole {
-        get::journal(cluster, &address.source).await?
+        Some(get::journal(cluster, &address.source).await?)
     } else {
-        Vec::new()
+        None
     };
+    let open_tail = journal.as_ref().and_then(get::Journal::open_tail);
+    let journal = journal.map(|journal| journal.files).unwrap_or_default();
     let target = match asked(&args.target)? {
         Some(target) => Some(target),
-        None => match meant(address, !journal.is_empty())? {
+        None => match meant(address, !journal.is_empty() || open_tail.is_some())? {
             Some(target) => Some(target),
             None => implied(&args.target),
         },
@@ -49,8 +53,12 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
         return Ok(Chosen {
             snapshot: opener.open(&row).await?,
             recover_to: None,
+            open_tail: None,
         });
     };
+    if let Some(tail) = &open_tail {
+        check_tail(&address.source, tail, &target, &args.target)?;
+    }
     if journal.is_empty() {
         return Err(fault(
             ErrorKind::NotFound,
@@ -84,7 +92,24 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
     Ok(Chosen {
         snapshot,
         recover_to: Some(RecoverTo { recovery, journal }),
+        open_tail,
     })
+}
+
+/// All WAL that there is can only be recovered to when it is known that there is no more. Every other target is looked for by
+/// the server itself, which says when it does not find it; and a standby goes on to what its primary has.
+fn check_tail(source: &SourceRef, tail: &str, target: &RecoveryTarget, asked: &TargetArgs) -> Result<()> {
+    if *target == RecoveryTarget::Latest && !asked.standby && !asked.accept_loss {
+        return Err(fault(
+            ErrorKind::Conflict,
+            format!("WAL of {source} may wait where it is not archived yet: {tail}"),
+        )
+        .with_hint(
+            "start that agent and let it send what it has; or, to recover without that WAL: the same command with --accept-loss",
+        ));
+    }
+    eprintln!("note: WAL of {source} may wait where it is not archived yet: {tail}");
+    Ok(())
 }
 
 /// What options ask for.

@@ -224,3 +224,41 @@ fn a_page_that_was_checked_before_a_deletion_is_checked_again() {
     let index = world.index;
     world.ok(append(session, fence, index, page(1, [0; 32], &[("A", 1)])));
 }
+
+fn mark(n: u8, system_id: u64, is_open: bool) -> Command {
+    Command::MarkTail {
+        source: source(),
+        agent: name("web1"),
+        incarnation: 1,
+        system_id,
+        mark: [n; 16],
+        is_open,
+    }
+}
+
+#[test]
+fn a_tail_is_open_until_that_very_mark_is_taken_back() {
+    let mut world = world();
+    let marks = |world: &World| -> Vec<u8> {
+        let journal = world.kv.source(&source()).unwrap().unwrap().journal.unwrap();
+        journal.tails.iter().map(|tail| tail.mark[0]).collect()
+    };
+    world.ok(mark(1, SYSTEM, true));
+    assert_eq!(marks(&world), [1]);
+    // Bound to the cluster, which only the one who may have its WAL can change while nothing is kept.
+    world.refused(ErrorKind::Conflict, open_journal(1, SYSTEM + 1));
+    world.refused(ErrorKind::Conflict, Command::DeleteSource { source: source() });
+    world.ok(mark(2, SYSTEM, true));
+    assert_eq!(marks(&world), [2]);
+    // A late one changes nothing.
+    world.ok(mark(1, SYSTEM, false));
+    assert_eq!(marks(&world), [2]);
+    world.ok(mark(2, SYSTEM, false));
+    assert_eq!(marks(&world), Vec::<u8>::new());
+    world.ok(mark(3, SYSTEM, true));
+    let (session, fence, next, last) = opened(world.ok(open_journal(1, SYSTEM)));
+    let index = world.index;
+    world.ok(append(session, fence, index, page(next, last, &[("a", 1)])));
+    world.refused(ErrorKind::Conflict, mark(4, SYSTEM + 1, true));
+    assert_eq!(marks(&world), [3]);
+}
