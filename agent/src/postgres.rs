@@ -15,6 +15,7 @@ mod selection;
 mod server;
 mod session;
 mod staging;
+mod standby;
 mod take;
 mod wal;
 

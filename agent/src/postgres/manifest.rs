@@ -5,12 +5,20 @@ use holdfast_postgres::{Lsn, SystemId, TimelineId};
 use serde::Serialize;
 
 /// Version of the format.
-pub(super) const VERSION: u32 = 1;
+const VERSION: u32 = 1;
+/// The same of a standby's backup. Its last WAL segment is whole up to the backup's end only: who does not know that would
+/// take it for the archived one, and miss what follows.
+const OF_STANDBY: u32 = 2;
+
+/// The version that says whether the backup is a standby's.
+pub(super) const fn version(is_standby: bool) -> u32 {
+    if is_standby { OF_STANDBY } else { VERSION }
+}
 
 /// The file's content.
 #[derive(Debug, Serialize)]
 pub struct Manifest {
-    /// Version of this format.
+    /// Version of this format: 2 for backups of standbys.
     pub holdfast_postgres_backup: u32,
     /// The cluster.
     pub system_id: SystemId,

@@ -26,6 +26,8 @@ pub(super) struct Server {
     pub system_id: SystemId,
     /// As the server names it; links in it are not followed.
     pub data_directory: PathBuf,
+    /// It replays another server's WAL, and takes no writes.
+    pub is_standby: bool,
 }
 
 /// A tablespace outside the data directory.
@@ -40,19 +42,12 @@ impl Server {
     /// Asks it.
     ///
     /// # Errors
-    /// `Unsupported` for standbys and unknown versions, `Invalid` and `Denied` for what must be set or granted first.
+    /// `Unsupported` for unknown versions, `Invalid` and `Denied` for what must be set or granted first.
     pub async fn ask(session: &Session) -> Result<Self> {
         let action = "ask the PostgreSQL server what it is";
         let row = session.row(action, ABOUT, &[]).await?;
         let number: i32 = column(&row, 0)?;
         let version = PgVersion::from_server_version_num(u32::try_from(number).unwrap_or(0))?;
-        if column(&row, 2)? {
-            return Err(refused(
-                ErrorKind::Unsupported,
-                "the server is a standby; back up its primary: backups from standbys are not known yet"
-                    .into(),
-            ));
-        }
         let wal_level: &str = column(&row, 3)?;
         if wal_level == "minimal" {
             return Err(refused(
@@ -78,6 +73,7 @@ impl Server {
             // SQL has no unsigned numbers.
             system_id: SystemId(system_id.cast_unsigned()),
             data_directory: directory.into(),
+            is_standby: column(&row, 2)?,
         })
     }
 

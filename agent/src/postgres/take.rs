@@ -8,6 +8,7 @@ use super::{
     selection::{self, Places},
     server::{Server, Tablespace},
     session::Session,
+    standby,
     wal::Needed,
 };
 use crate::{
@@ -106,11 +107,11 @@ pub async fn take(order: &Order, passes: &impl Passes) -> Result<Taken> {
         &begun.watch,
         &begun.tablespaces,
     )?;
-    let mut outcome = pass(order, &begun.session, passes, data, Part::Data).await?;
+    let mut outcome = pass(order, &begun, passes, data, Part::Data).await?;
     let wal = end(order, &begun, &mut outcome).await?;
     let expected = [wal.len(), begun.staging.names()?.len()];
     let end = selection::of_end(order, &begun.places, wal, &begun.staging)?;
-    let end = pass(order, &begun.session, passes, end, Part::End).await?;
+    let end = pass(order, &begun, passes, end, Part::End).await?;
     check_all_read(&end, expected)?;
     Ok(Taken {
         outcome: joined(outcome, end),
@@ -137,7 +138,8 @@ async fn begin(order: &Order) -> Result<Begun> {
     check_control(&server, &control, start)?;
     let tablespaces = Server::tablespaces(&session).await?;
     let watch = Arc::new(PageWatch::new(PageCheck::new(&control)?, start));
-    tracing::info!(%start, version = server.version_text, "the backup of the PostgreSQL server begins");
+    let (version, is_standby) = (&server.version_text, server.is_standby);
+    tracing::info!(%start, version, is_standby, "the backup of the PostgreSQL server begins");
     Ok(Begun {
         session,
         server,
@@ -153,11 +155,18 @@ async fn begin(order: &Order) -> Result<Begun> {
 
 /// Ends the backup on the server once its files are read; stages what it says, and names the WAL that is needed.
 async fn end(order: &Order, begun: &Begun, outcome: &mut Outcome) -> Result<BTreeSet<Vec<u8>>> {
+    if begun.server.is_standby {
+        standby::check(&begun.session).await?;
+    }
     // pg_control is the last of all files, as with the server's own tools.
     let (control_bytes, control_at_end) = control_file::read(&begun.places).await?;
     check_control(&begun.server, &control_at_end, begun.start)?;
     tracing::debug!(target: "holdfast::phase", phase = "backup-stop");
-    let stopped = backup_mode::stop(&begun.session, begun.server.version).await?;
+    let mut stopped = backup_mode::stop(&begun.session, begun.server.version).await?;
+    if begun.server.is_standby {
+        // What the server says may be further: recovery looks at the file.
+        stopped.stop = standby::end_of(&control_at_end, begun.control.checkpoint.timeline, begun.start)?;
+    }
     check_words(&stopped, begun)?;
     for page in begun.watch.end(stopped.stop) {
         let path = format!("/postgresql/{}", page.file).into_bytes();
@@ -173,6 +182,7 @@ async fn end(order: &Order, begun: &Begun, outcome: &mut Outcome) -> Result<BTre
         timeline: begun.control.checkpoint.timeline,
         from: begun.start,
         to: stopped.stop,
+        is_standby: begun.server.is_standby,
     };
     let dir = begun.places.wal.clone();
     // Each segment is looked at, on a thread that may wait for the disk.
@@ -192,22 +202,31 @@ fn unix_millis() -> u64 {
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// One pass; it ends when the session does, without which what it reads is worth nothing.
+/// One pass; it ends when the session does, or a standby's files become those of a primary: without which what it reads is
+/// worth nothing.
 async fn pass(
     order: &Order,
-    session: &Session,
+    begun: &Begun,
     passes: &impl Passes,
     selection: Selection,
     part: Part,
 ) -> Result<Outcome> {
+    let session = &begun.session;
     let pass = passes.pass(selection, part);
     tokio::pin!(pass);
+    let in_vain = async {
+        tokio::select! {
+            () = session.closed() => Session::lost(),
+            // The WAL of a backup that has ended stays what it is.
+            error = standby::ended(session), if begun.server.is_standby && part == Part::Data => error,
+        }
+    };
     tokio::select! {
         outcome = &mut pass => outcome,
-        () = session.closed() => {
+        error = in_vain => {
             order.cancel.store(true, Ordering::Relaxed);
             let _ = pass.await;
-            Err(Session::lost())
+            Err(error)
         }
     }
 }
@@ -239,7 +258,10 @@ fn check_words(stopped: &Stopped, begun: &Begun) -> Result<()> {
     let label = BackupLabel::parse(&stopped.label, begun.control.wal_segment_size)?;
     let map = TablespaceMap::parse(&stopped.tablespace_map)?;
     let is_known = |oid| begun.tablespaces.iter().any(|tablespace| tablespace.oid == oid);
-    let why = if label.start != begun.start || label.timeline() != begun.control.checkpoint.timeline {
+    let is_this = label.start == begun.start
+        && label.timeline() == begun.control.checkpoint.timeline
+        && label.from_standby == begun.server.is_standby;
+    let why = if !is_this {
         "its backup label tells of another backup"
     } else if !map.tablespaces().iter().all(|mapped| is_known(mapped.oid)) {
         "a tablespace was dropped while the backup began; run it again"
@@ -264,7 +286,7 @@ fn in_manifest(tablespace: &Tablespace) -> ManifestTablespace {
 fn stage(begun: &Begun, stopped: &Stopped, control: &[u8]) -> Result<()> {
     let (damaged, damaged_count) = begun.watch.damaged();
     let manifest = Manifest {
-        holdfast_postgres_backup: manifest::VERSION,
+        holdfast_postgres_backup: manifest::version(begun.server.is_standby),
         system_id: begun.server.system_id,
         version: begun.server.version.major(),
         server_version: begun.server.version_text.clone(),

@@ -1,5 +1,6 @@
 //! The WAL that makes a backup consistent: each segment is there, whole and of this cluster.
 
+use super::standby;
 use crate::{
     error::{AgentError, Result},
     files::open_beneath,
@@ -17,6 +18,8 @@ pub(super) struct Needed {
     pub from: Lsn,
     /// Behind the last byte.
     pub to: Lsn,
+    /// Of a standby: what else may have become of a segment.
+    pub is_standby: bool,
 }
 
 impl Needed {
@@ -50,6 +53,9 @@ impl Needed {
         let name = segment.to_string();
         let file = match open_beneath(wal, Path::new(&name), OFlags::RDONLY) {
             Ok(file) => file,
+            Err(rustix::io::Errno::NOENT) if self.is_standby => {
+                return Err(AgentError::Invalid(standby::wal_gone(&name)));
+            }
             Err(rustix::io::Errno::NOENT) => {
                 return Err(AgentError::Invalid(format!(
                     "WAL segment {name}, which the backup needs, is gone: raise max_slot_wal_keep_size on the server \

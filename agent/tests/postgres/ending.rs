@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 /// Longest wait for what must come at once.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
     }
 }
 
-fn is_untouched(server: &Server) -> bool {
+pub fn is_untouched(server: &Server) -> bool {
     server.sql(
         "SELECT (SELECT count(*) FROM pg_replication_slots) + \
                 (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'holdfast')",
@@ -31,7 +31,7 @@ fn is_untouched(server: &Server) -> bool {
 }
 
 /// A pass during which something happens to the backup.
-struct Meanwhile<'b, F>(&'b Backups, F);
+pub struct Meanwhile<'b, F>(pub &'b Backups, pub F);
 
 impl<F: Fn() + Sync> Passes for Meanwhile<'_, F> {
     async fn pass(&self, selection: Selection, part: Part) -> Result<Outcome> {

@@ -18,3 +18,4 @@ mod host;
 mod increments;
 mod refusals;
 mod server;
+mod standby;

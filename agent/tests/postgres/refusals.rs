@@ -95,16 +95,6 @@ fn servers_that_cannot_be_backed_up_are_refused() {
         ErrorKind::Unavailable,
         &["max_replication_slots", "all replication slots are in use"],
     );
-
-    server.stop("fast");
-    fs::write(server.data().join("standby.signal"), b"").unwrap();
-    server.own(server.data());
-    server.start();
-    assert_says(
-        &refusal(&backups),
-        ErrorKind::Unsupported,
-        &["standby", "primary"],
-    );
 }
 
 #[test]

@@ -64,6 +64,23 @@ impl Server {
         server
     }
 
+    /// A standby that streams from a primary.
+    pub fn standby_of(primary: &Self) -> Self {
+        let server = Self::made();
+        let data = server.data.to_str().unwrap();
+        let fixed = [
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+            "-D",
+            data,
+        ];
+        run(program("pg_basebackup").args(primary.reach()).args(fixed));
+        server.configure(&format!("unix_socket_directories = '{}'", server.dir().display()));
+        server.start();
+        server
+    }
+
     fn made() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -112,11 +129,7 @@ impl Server {
         start.args(["-D", data, "-l", log, "-w", "-s", "start"]);
         // Its output would stay open as long as the server.
         start.stdout(Stdio::null()).stderr(Stdio::null());
-        assert!(
-            start.status().unwrap().success(),
-            "{}",
-            fs::read_to_string(log).unwrap_or_default()
-        );
+        assert!(start.status().unwrap().success(), "{}", self.log());
     }
 
     pub fn stop(&self, mode: &str) {

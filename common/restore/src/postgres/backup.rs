@@ -22,6 +22,8 @@ pub struct Backup {
     pub(super) control: Vec<u8>,
     /// OIDs under which the data directory has links to tablespaces.
     pub(super) links: Vec<Vec<u8>>,
+    /// It was taken from a standby: its last segment of WAL is whole up to the backup's end only.
+    pub(super) is_of_standby: bool,
 }
 
 impl Backup {
@@ -61,7 +63,7 @@ impl Backup {
         let label = file("backup_label", PG_BACKUP_LABEL_MAX)?.ok_or_else(|| missing("backup_label"))?;
         let map = file("tablespace_map", PG_TABLESPACE_MAP_MAX)?;
         let control = file("pg_control", CONTROL_FILE_LEN)?.ok_or_else(|| missing("pg_control"))?;
-        check_label(&label, &manifest)?;
+        let is_of_standby = check_label(&label, &manifest)?;
         check_control(&control, &manifest)?;
         for tablespace in manifest.tablespaces.iter().filter(|t| t.is_outside()) {
             if !has(&tree_of(tablespace.oid)) {
@@ -81,6 +83,7 @@ impl Backup {
             map,
             control,
             links,
+            is_of_standby,
         }))
     }
 }
@@ -98,8 +101,8 @@ fn has_tree(snapshot: &Snapshot, path: &str) -> bool {
         .any(|tree| tree.path == path.as_bytes() && is_dir(&tree.entry.kind))
 }
 
-/// Recovery begins where the label says: it must be of this backup too.
-fn check_label(bytes: &[u8], manifest: &Manifest) -> Result<(), PostgresError> {
+/// Recovery begins where the label says: it must be of this backup too. Gives whether it is a standby's.
+fn check_label(bytes: &[u8], manifest: &Manifest) -> Result<bool, PostgresError> {
     let label =
         BackupLabel::parse(bytes, manifest.wal_segment_size).map_err(|source| PostgresError::File {
             what: "the backup's backup_label".into(),
@@ -114,7 +117,7 @@ fn check_label(bytes: &[u8], manifest: &Manifest) -> Result<(), PostgresError> {
             label.start, manifest.start_lsn
         )));
     }
-    Ok(())
+    Ok(label.from_standby)
 }
 
 /// The control file decides what a server makes of everything else: it must be of this backup.

@@ -4,8 +4,9 @@ use super::PostgresError;
 use holdfast_postgres::{Lsn, SegmentSize, SystemId, TimelineId};
 use serde::Deserialize;
 
-/// The form that is known here.
-const VERSION: u64 = 1;
+/// The forms that are known here. They are alike; the second is that of a standby's backup, which who only knows the first
+/// could not restore.
+const VERSIONS: std::ops::RangeInclusive<u64> = 1..=2;
 /// Field that tells the file from any other JSON; its value is the version.
 const MARKER: &str = "holdfast_postgres_backup";
 /// Most tablespaces: each costs a restore of its own, and no real cluster comes near.
@@ -100,7 +101,7 @@ impl Manifest {
         };
         match value.get(MARKER).and_then(serde_json::Value::as_u64) {
             None => return Ok(None),
-            Some(VERSION) => {}
+            Some(version) if VERSIONS.contains(&version) => {}
             Some(version) => return Err(PostgresError::Newer(version)),
         }
         let wire: Wire = serde_json::from_value(value)
@@ -227,7 +228,8 @@ pub(crate) mod tests {
         ] {
             assert_eq!(Manifest::parse(other).unwrap(), None);
         }
-        let newer = Manifest::parse(&with(MARKER, json!(2))).unwrap_err();
+        assert!(Manifest::parse(&with(MARKER, json!(2))).unwrap().is_some());
+        let newer = Manifest::parse(&with(MARKER, json!(3))).unwrap_err();
         assert_eq!(newer.kind(), ErrorKind::Unsupported);
         let twice =
             json!([{"oid": 1, "name": "a", "location": "/a"}, {"oid": 1, "name": "b", "location": "/b"}]);

@@ -72,9 +72,7 @@ pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> 
     let journal = &to.journal;
     let mut segments = ArchivedSegments::new(size);
     let mut histories = BTreeMap::new();
-    let own: Vec<Segment> = size
-        .segments_between(manifest.timeline, manifest.start_lsn, manifest.stop_lsn)
-        .collect();
+    let own = own_segments(backup, &to.recovery.target, journal);
     for segment in &own {
         segments.insert(*segment).map_err(of_archive)?;
     }
@@ -117,6 +115,33 @@ pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> 
         files,
         missing,
     })
+}
+
+/// The segments of the backup that need not come from the archive. A standby's last one ends where the backup does: it stands
+/// for itself only where nothing behind it is wanted, or archived.
+fn own_segments(backup: &Backup, target: &RecoveryTarget, journal: &Journal) -> Vec<Segment> {
+    let manifest = &backup.manifest;
+    let size = manifest.wal_segment_size;
+    let own = size.segments_between(manifest.timeline, manifest.start_lsn, manifest.stop_lsn);
+    let mut own: Vec<Segment> = own.collect();
+    let (true, Some(last)) = (backup.is_of_standby, own.last()) else {
+        return own;
+    };
+    let is_enough = match target {
+        RecoveryTarget::Immediate => true,
+        RecoveryTarget::Lsn(_) => false,
+        RecoveryTarget::Latest
+        | RecoveryTarget::Time(_)
+        | RecoveryTarget::Xid(_)
+        | RecoveryTarget::Name(_) => !journal.files().keys().any(|name| {
+            matches!(WalFile::parse(name, size), Ok(WalFile::Segment(archived))
+                if archived.number() >= last.number() && archived.timeline() >= last.timeline())
+        }),
+    };
+    if !is_enough {
+        own.pop();
+    }
+    own
 }
 
 /// The history of the timeline that a recovery follows; none where that is the backup's own, whichever it is.
