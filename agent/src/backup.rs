@@ -62,7 +62,11 @@ pub async fn run(context: &JobContext, source: &SourceRef, work: Work) -> Result
         Work::Postgres(spec) => Source::Postgres(Box::new(order(context, source, &spec)?)),
     };
     let connections = context.connect_data().await?;
-    let opened = open_session(context, &connections[0], source).await?;
+    let system_id = match &reads {
+        Source::Files(_) => 0,
+        Source::Postgres(order) => postgres::system_id(order).await?.0,
+    };
+    let opened = open_session(context, &connections[0], source, system_id).await?;
     let renewal = renew_lease(context, connections[0].clone(), &opened);
     let run = Run {
         context,
@@ -128,6 +132,7 @@ async fn open_session(
     context: &JobContext,
     connection: &Connection,
     source: &SourceRef,
+    system_id: u64,
 ) -> Result<OpenSessionResponse> {
     let request = OpenSessionRequest {
         source: Some(holdfast_proto::v1::SourceRef {
@@ -136,6 +141,7 @@ async fn open_session(
         }),
         job: context.job.as_bytes().to_vec().into(),
         attempt: context.attempt,
+        system_id,
     };
     let deadline = Instant::now() + OPEN_PATIENCE;
     loop {

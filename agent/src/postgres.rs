@@ -25,4 +25,4 @@ pub use manifest::{Manifest, ManifestTablespace};
 pub use pages::{Checked, DamagedPage, PageWatch};
 pub use rules::{ClusterRules, RelationPages};
 pub use staging::Staging;
-pub use take::{Held, Order, Part, Passes, Taken, take};
+pub use take::{Held, Order, Part, Passes, Taken, system_id, take};

@@ -115,6 +115,8 @@ impl Data {
             incarnation: peer.incarnation,
             job: wire::id(&request.job)?,
             attempt: request.attempt,
+            // Zero is no identifier: agents say so of what is no cluster.
+            system_id: (request.system_id != 0).then_some(request.system_id),
         };
         let catalog = &self.parts.catalog;
         let (_, reply) = catalog

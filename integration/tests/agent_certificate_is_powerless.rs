@@ -171,6 +171,7 @@ fn an_agents_key_deletes_nothing_and_reads_nothing_foreign() {
                 source: Some(source),
                 job: vec![1; 16].into(),
                 attempt: 1,
+                system_id: 0,
             })
             .await;
         let status = opened.expect_err("a session of another agent's source was opened");
@@ -252,6 +253,7 @@ fn an_agents_key_deletes_nothing_and_reads_nothing_foreign() {
                     source: Some(source),
                     job: vec![1; 16].into(),
                     attempt: 1,
+                    system_id: 0,
                 })
                 .await;
             let status = opened.expect_err("a replaced certificate was accepted");

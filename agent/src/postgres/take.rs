@@ -17,7 +17,7 @@ use crate::{
     files::Selection,
 };
 use holdfast_core::{ErrorKind, limits::LISTED_PROBLEMS_MAX};
-use holdfast_postgres::{BackupLabel, Cluster, ControlFile, Lsn, PageCheck, TablespaceMap};
+use holdfast_postgres::{BackupLabel, Cluster, ControlFile, Lsn, PageCheck, SystemId, TablespaceMap};
 use holdfast_repo::EntryKind;
 use std::{
     collections::BTreeSet,
@@ -91,6 +91,15 @@ struct Begun {
     control: ControlFile,
     tablespaces: Vec<Tablespace>,
     watch: Arc<PageWatch>,
+}
+
+/// Which cluster the server is one of.
+///
+/// # Errors
+/// When it cannot be reached, or could not be backed up.
+pub async fn system_id(order: &Order) -> Result<SystemId> {
+    let session = Session::open(&order.settings, &order.cancel).await?;
+    Ok(Server::ask(&session).await?.system_id)
 }
 
 /// Takes a backup of a running cluster.

@@ -4,6 +4,7 @@
 //! the same records and the same catalog hash. A refused command changes nothing but the audit trail.
 
 mod audit;
+mod clusters;
 mod gc;
 mod identity;
 mod jobs;
@@ -188,6 +189,7 @@ fn run<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
             incarnation,
             job,
             attempt,
+            system_id,
         } => sessions::open(
             cx,
             sessions::Opening {
@@ -198,6 +200,7 @@ fn run<R: Read>(cx: &mut Context<'_, '_, R>) -> Outcome {
                 incarnation: *incarnation,
                 job: *job,
                 attempt: *attempt,
+                system_id: *system_id,
             },
         ),
         Command::CloseSession {

@@ -201,7 +201,8 @@ pub enum Command {
     },
     /// Ends a job that is not over, and its session.
     CancelJob { job: JobId },
-    /// Opens a session for the attempt that runs. Refused while gc runs or the source has one open.
+    /// Opens a session for the attempt that runs. Refused while gc runs, the source has one open or its cluster is being backed
+    /// up by another job, and for another cluster than that of its snapshots.
     OpenSession {
         session: SessionId,
         snapshot: SnapshotId,
@@ -210,6 +211,9 @@ pub enum Command {
         incarnation: u32,
         job: JobId,
         attempt: u32,
+        /// The PostgreSQL cluster that is backed up, as its server says; none for other sources, and from older agents.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        system_id: Option<u64>,
     },
     /// The agent gives up.
     CloseSession {

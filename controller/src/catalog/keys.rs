@@ -29,6 +29,7 @@ pub const TOKEN: Table = 0x31;
 pub const SOURCE: Table = 0x40;
 pub const JOB: Table = 0x50;
 pub const JOB_ACTIVE: Table = 0x51;
+pub const CLUSTER_JOB: Table = 0x52;
 pub const SESSION: Table = 0x60;
 pub const SESSION_OPEN: Table = 0x61;
 pub const SNAPSHOT: Table = 0x70;
@@ -109,6 +110,12 @@ pub fn job_active_prefix(agent: &Name) -> Vec<u8> {
 #[must_use]
 pub fn job_active(agent: &Name, id: JobId) -> Vec<u8> {
     key(JOB_ACTIVE, &[agent.as_str().as_bytes(), &[0], id.as_bytes()])
+}
+
+/// The job that backed a PostgreSQL cluster up last; whether it still does is for the job's record to say.
+#[must_use]
+pub fn cluster_job(system_id: u64) -> Vec<u8> {
+    key(CLUSTER_JOB, &[&system_id.to_be_bytes()])
 }
 
 #[must_use]

@@ -182,6 +182,9 @@ pub struct Source {
     /// What changed after its snapshots; none while nothing was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<Journal>,
+    /// The PostgreSQL cluster of its snapshots; none before its first backup, and where an older agent made them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_id: Option<u64>,
 }
 
 /// Counts of one backup run; see `RunStats` in types.proto.

@@ -123,6 +123,11 @@ pub trait Queries: Read + Sized {
         self.record(&keys::vault(id))
     }
 
+    /// The job that backed a PostgreSQL cluster up last.
+    fn cluster_job(&self, system_id: u64) -> Result<Option<JobId>> {
+        self.record(&keys::cluster_job(system_id))
+    }
+
     /// The vault of that name.
     fn vault_by_name(&self, name: &Name) -> Result<Option<Vault>> {
         match self.record::<VaultId>(&keys::vault_name(name))? {

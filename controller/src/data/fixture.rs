@@ -264,6 +264,7 @@ impl World {
             }),
             job: Bytes::copy_from_slice(job.as_bytes()),
             attempt: 1,
+            system_id: 0,
         };
         self.data.open(&peer(agent), request).await
     }

@@ -1,6 +1,6 @@
 //! Jobs: one winner per attempt, and an end for every job.
 
-use super::{Context, Outcome, refuse, sessions};
+use super::{Context, Outcome, clusters, refuse, sessions};
 use crate::catalog::{
     command::Reply,
     keys,
@@ -52,6 +52,9 @@ pub(super) fn create<R: Read>(
                         "source {source_name} has job {job} that is not over; wait, or: holdfastctl job cancel {job}"
                     ),
                 );
+            }
+            if let Some(system_id) = clusters::of(&source) {
+                clusters::check_free(cx, system_id, id)?;
             }
             source.active_job = Some(id);
             cx.txn.put(keys::source(source_name), &source)?;

@@ -1,6 +1,6 @@
 //! Sessions: one open per source, fenced by the index that opened it; packs are registered under them.
 
-use super::{Context, Outcome, Stop, refuse};
+use super::{Context, Outcome, Stop, clusters, refuse};
 use crate::catalog::{
     command::{PackOutcome, PackRegistration, Refusal, Reply},
     keys,
@@ -18,6 +18,7 @@ pub(super) struct Opening<'a> {
     pub incarnation: u32,
     pub job: JobId,
     pub attempt: u32,
+    pub system_id: Option<u64>,
 }
 
 /// The vault of an agent that may open a session now.
@@ -80,6 +81,9 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
                 new.source
             ),
         );
+    }
+    if let Some(system_id) = new.system_id {
+        clusters::bind(cx, &mut source, system_id, new.job)?;
     }
     let parent = source.latest;
     let session = Session {

@@ -75,6 +75,7 @@ pub(super) fn put<R: Read>(
         active_job: None,
         open_session: None,
         journal: None,
+        system_id: None,
     });
     let changed = created
         || source.document != document

@@ -12,6 +12,7 @@ use holdfast_core::{
     ClusterId, HostLimits, JobId, Name, PackId, RequestId, SessionId, SnapshotId, SourceRef, VaultId, limits,
 };
 
+mod clusters;
 mod determinism;
 mod host_limits;
 mod journal;
@@ -194,6 +195,7 @@ fn open(n: u8, attempt: u32) -> Command {
         incarnation: 1,
         job: JobId([n; 16]),
         attempt,
+        system_id: None,
     }
 }
 
