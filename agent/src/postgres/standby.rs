@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn what_is_not_one_stretch_of_one_timeline_is_no_backup() {
-        let changes: [(fn(&mut ControlFile), &str); 5] = [
+        type Change = fn(&mut ControlFile);
+        let changes: [(Change, &str); 5] = [
             (|control| control.state = DbState::InProduction, "promoted"),
             (
                 |control| control.recovery.min_timeline = Some(timeline(2)),

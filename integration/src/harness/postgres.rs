@@ -72,6 +72,23 @@ impl Server {
         server
     }
 
+    /// A standby that streams from this server; not started.
+    #[must_use]
+    pub fn standby(&self, base: &Path, name: &str) -> Self {
+        let standby = Self::at(&base.join(name), &base.join(format!("{name}.socket")));
+        let mut command = self.client("pg_basebackup");
+        command
+            .args([
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--pgdata",
+            ])
+            .arg(&standby.data);
+        let _ = Output::of(command).ok();
+        standby
+    }
+
     /// The cluster in a directory; not started.
     #[must_use]
     pub fn at(data: &Path, socket: &Path) -> Self {
