@@ -41,6 +41,7 @@ mod version;
 mod wal;
 mod wal_file;
 mod wal_plan;
+mod wal_tablespaces;
 
 pub use archive_contents::{TimelineContents, contents};
 pub use backup_label::{BackupLabel, BackupMethod, IncrementalFrom};
@@ -68,3 +69,4 @@ pub use version::PgVersion;
 pub use wal::{Cluster, WAL_HEADER_LEN, WalHeader};
 pub use wal_file::WalFile;
 pub use wal_plan::{Archive, BackupRange, WalPlan, plan_wal};
+pub use wal_tablespaces::{MadeTablespace, TablespaceScan};
