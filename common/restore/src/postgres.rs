@@ -21,6 +21,7 @@ mod map;
 mod marker;
 mod plan;
 mod recovery;
+mod run_as;
 mod server;
 mod site;
 
@@ -30,7 +31,8 @@ pub use error::PostgresError;
 pub use manifest::{DamagedBlock, Manifest, Tablespace};
 pub use plan::{Begin, Plan, TablespaceTarget};
 pub use recovery::{NO_ARCHIVE, RecoverTo, Way, wanted};
-pub use server::{ServerState, Start, Started, Until, start};
+pub use run_as::{Network, RunAs};
+pub use server::{ServerState, Start, Started, Until, programs, start};
 
 pub use holdfast_postgres::{
     Lsn, Recovery, RecoveryMode, RecoveryTarget, TargetAction, TargetTimeline, TimelineContents,

@@ -3,7 +3,7 @@
 use super::{BACKUP, DATA, Manifest, PostgresError, TABLESPACES, WAL};
 use crate::{BlobOpener, Result, Snapshot};
 use holdfast_core::limits::{PG_BACKUP_LABEL_MAX, PG_TABLESPACE_MAP_MAX};
-use holdfast_postgres::{BackupLabel, CONTROL_FILE_LEN, ControlFile, Segment};
+use holdfast_postgres::{BackupLabel, CONTROL_FILE_LEN, ControlFile, Segment, StandbyLimits};
 use holdfast_repo::EntryKind;
 
 /// Longest backup.json: thousands of tablespaces and damaged blocks.
@@ -44,6 +44,13 @@ impl Backup {
     pub fn next_xid(&self) -> Option<u64> {
         let control = ControlFile::decode(&self.control).ok()?;
         Some(control.checkpoint.next_xid)
+    }
+
+    /// The settings of which a server that replays its WAL needs at least as much as the origin had.
+    #[must_use]
+    pub fn standby_limits(&self) -> Option<StandbyLimits> {
+        let control = ControlFile::decode(&self.control).ok()?;
+        Some(control.limits)
     }
 
     fn read(opener: &mut BlobOpener, snapshot: &Snapshot) -> Result<Option<Self>> {

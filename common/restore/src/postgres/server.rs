@@ -4,7 +4,10 @@
 //! `pg_control`, and the history of the timeline that a promotion begins, which says where and why it began. So no
 //! connection is needed, and no name or password. Sources: the documentation of `pg_ctl`, and files of real servers.
 
-use super::PostgresError;
+use super::{
+    PostgresError,
+    run_as::{Network, RunAs},
+};
 use crate::{RestoreError, Result};
 use holdfast_core::limits::PG_HISTORY_MAX;
 use holdfast_postgres::{Branch, CONTROL_FILE_LEN, ControlFile, DbState, Lsn, TimelineHistory, TimelineId};
@@ -12,9 +15,9 @@ use std::{
     env,
     fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
-    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread,
     time::Duration,
 };
@@ -43,6 +46,8 @@ pub struct Start {
     pub options: Option<String>,
     /// What it does in the end.
     pub until: Until,
+    /// What it reaches.
+    pub network: Network,
 }
 
 /// What a server does once it has recovered.
@@ -90,7 +95,7 @@ pub enum ServerState {
 /// false, and the server goes on.
 pub fn start(start: &Start, mut looked: impl FnMut(Lsn) -> bool) -> Result<Started> {
     let dir = &start.dir;
-    let owner = Owner::of(dir)?;
+    let owner = RunAs::owner_of(dir)?;
     let bin = programs(start.major, owner).ok_or(PostgresError::NoPrograms { major: start.major })?;
     let log = dir.join(LOG);
     let before = newest_history(&dir.join("pg_wal"))?;
@@ -142,35 +147,9 @@ pub fn start(start: &Start, mut looked: impl FnMut(Lsn) -> bool) -> Result<Start
     }
 }
 
-/// Whom the directory belongs to: servers run as nobody else.
-#[derive(Debug, Clone, Copy)]
-struct Owner {
-    uid: u32,
-    gid: u32,
-}
-
-impl Owner {
-    fn of(dir: &Path) -> Result<Self> {
-        let about = fs::metadata(dir).map_err(io("look at", dir))?;
-        Ok(Self {
-            uid: about.uid(),
-            gid: about.gid(),
-        })
-    }
-
-    /// A program, run as the owner where this process may.
-    fn command(self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        if rustix::process::geteuid().is_root() {
-            command.uid(self.uid).gid(self.gid);
-        }
-        command.stdin(Stdio::null());
-        command
-    }
-}
-
 /// The directory with the programs of that version: where packages put them, or on the path.
-fn programs(major: u32, owner: Owner) -> Option<PathBuf> {
+#[must_use]
+pub fn programs(major: u32, owner: RunAs) -> Option<PathBuf> {
     let packaged = [
         format!("/usr/lib/postgresql/{major}/bin"),
         format!("/usr/pgsql-{major}/bin"),
@@ -185,11 +164,14 @@ fn programs(major: u32, owner: Owner) -> Option<PathBuf> {
         .find(|dir| is_of(dir, major, owner))
 }
 
-fn is_of(dir: &Path, major: u32, owner: Owner) -> bool {
+fn is_of(dir: &Path, major: u32, owner: RunAs) -> bool {
     if !dir.join("pg_ctl").is_file() {
         return false;
     }
-    let asked = owner.command(&dir.join("postgres")).arg("--version").output();
+    let asked = owner
+        .command(&dir.join("postgres"), Network::Shared)
+        .arg("--version")
+        .output();
     asked.is_ok_and(|said| major_in(&String::from_utf8_lossy(&said.stdout)) == Some(major))
 }
 
@@ -200,9 +182,9 @@ fn major_in(text: &str) -> Option<u32> {
     number[..digits].parse().ok()
 }
 
-fn launch(start: &Start, bin: &Path, owner: Owner, log: &Path) -> Result<Child> {
+fn launch(start: &Start, bin: &Path, owner: RunAs, log: &Path) -> Result<Child> {
     let program = bin.join("pg_ctl");
-    let mut command = owner.command(&program);
+    let mut command = owner.command(&program, start.network);
     command.args(["start", "--wait", "--silent", "--timeout", SECONDS, "--pgdata"]);
     command.arg(&start.dir).arg("--log").arg(log);
     // Whatever files and options say: it is this directory that is started, and nobody else's.

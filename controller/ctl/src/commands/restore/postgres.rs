@@ -10,8 +10,8 @@ use holdfast_net::Fault;
 use holdfast_restore::{
     RestoreError, RestoreOptions, RestoreReport, Snapshot,
     postgres::{
-        self, Backup, DamagedBlock, PostgresError, PostgresReport, Request, ServerState, Start, Started,
-        Until, Way,
+        self, Backup, DamagedBlock, Network, PostgresError, PostgresReport, Request, ServerState, Start,
+        Started, Until, Way,
     },
     shown,
 };
@@ -253,6 +253,7 @@ impl Cluster {
             major: self.major,
             options: options.map(str::to_owned),
             until,
+            network: Network::Shared,
         };
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
