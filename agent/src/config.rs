@@ -38,6 +38,8 @@ pub struct Config {
     /// Directories that restores may write to; none unless named.
     #[serde(default)]
     pub restore_targets: Vec<PathBuf>,
+    /// Where test restores of PostgreSQL clusters are made, and removed; nowhere unless named.
+    pub scratch: Option<PathBuf>,
     /// PostgreSQL clusters that may be backed up, by name; none unless named.
     #[serde(default)]
     pub postgres: BTreeMap<Name, ClusterConfig>,
@@ -111,7 +113,8 @@ impl Config {
             .iter()
             .chain(&self.restore_targets)
             .chain([&self.state_dir])
-            .chain(&self.socket);
+            .chain(&self.socket)
+            .chain(&self.scratch);
         if let Some(relative) = dirs.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("{} is not an absolute path", relative.display()));
         }

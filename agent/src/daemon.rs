@@ -59,6 +59,7 @@ async fn serve(config: Config, stop: CancellationToken) -> Result<()> {
     }
     let tls = ClientTls::new(&state.tls()?, &state.root)?;
     let jobs = Jobs::new(Arc::clone(&state), Arc::clone(&config), tls.clone(), &metrics);
+    jobs.clear_scratch();
     // Distinguishes a restart from a reconnect.
     let hello = hello(&state, &config, u64::from(std::process::id()) ^ boot_nanos());
     let archives = wal::Archives::start(

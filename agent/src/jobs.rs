@@ -8,6 +8,7 @@ use crate::{
     limits::JobLimits,
     restore_job,
     state::State,
+    test_restore,
 };
 use holdfast_core::{ErrorKind, HasKind as _, JobId, SourceRef, limits};
 use holdfast_net::{
@@ -40,6 +41,8 @@ const JOBS_MAX: usize = 16;
 const RESULTS_KEPT: usize = 64;
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// How long a wait goes on before it is seen that the job was cancelled.
+const CANCEL_LOOK: Duration = Duration::from_millis(100);
 /// Connections for data.
 const DATA_CONNECTIONS: usize = 2;
 
@@ -52,6 +55,12 @@ pub enum Phase {
     Commit,
     /// Writing files.
     Restore,
+    /// A server recovers.
+    Recover,
+    /// What was restored is looked at.
+    Check,
+    /// What was made for it is removed.
+    Clean,
 }
 
 impl Phase {
@@ -60,6 +69,9 @@ impl Phase {
             Self::Walk => "walk",
             Self::Commit => "commit",
             Self::Restore => "restore",
+            Self::Recover => "recover",
+            Self::Check => "check",
+            Self::Clean => "clean",
         }
     }
 }
@@ -84,6 +96,8 @@ pub struct JobContext {
     pub stats: Arc<Stats>,
     /// Bytes that a restore has to write; 0 while unknown.
     pub bytes_total: Arc<std::sync::atomic::AtomicU64>,
+    /// Held by whoever works in the scratch directory.
+    pub scratch_turn: Arc<tokio::sync::Mutex<()>>,
     phase: Mutex<Phase>,
 }
 
@@ -106,6 +120,13 @@ impl JobContext {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Returns when someone asked to stop.
+    pub async fn cancelled(&self) {
+        while !self.is_cancelled() {
+            tokio::time::sleep(CANCEL_LOOK).await;
+        }
     }
 
     fn progress(&self) -> JobProgress {
@@ -149,6 +170,7 @@ pub struct Jobs {
     config: Arc<Config>,
     tls: ClientTls,
     table: Arc<Mutex<Table>>,
+    scratch_turn: Arc<tokio::sync::Mutex<()>>,
     /// Jobs by how they ended.
     ended: Family<Vec<(&'static str, String)>, Counter>,
     bytes_sent: Counter,
@@ -172,9 +194,27 @@ impl Jobs {
             config,
             tls,
             table: Arc::default(),
+            scratch_turn: Arc::default(),
             ended,
             bytes_sent,
         }
+    }
+
+    /// Removes in the background what test restores of earlier processes left behind; new ones wait for that.
+    pub fn clear_scratch(&self) {
+        let Some(root) = self.config.scratch.clone() else {
+            return;
+        };
+        // Nobody else knows of it yet.
+        let Ok(turn) = Arc::clone(&self.scratch_turn).try_lock_owned() else {
+            return;
+        };
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            if let Err(error) = test_restore::clear(&root) {
+                tracing::warn!(%error, "what test restores left behind cannot be looked for");
+            }
+        });
     }
 
     /// Jobs that run here, and those whose results are told again: what a controller must not give up.
@@ -244,6 +284,7 @@ impl Jobs {
             limits,
             stats: Arc::default(),
             bytes_total: Arc::default(),
+            scratch_turn: Arc::clone(&self.scratch_turn),
             phase: Mutex::new(Phase::Walk),
         };
         tokio::spawn(self.clone().carry_out(context, offer));
@@ -433,6 +474,10 @@ async fn execute(context: &JobContext, offer: &JobOffer, turn: Arc<tokio::sync::
         Some(job_offer::Work::Restore(spec)) => restore_job::run(context, spec).await,
         Some(job_offer::Work::Check(work)) => match source_of(offer) {
             Ok(source) => backup::check(context, &source, work).await,
+            Err(error) => Err(error),
+        },
+        Some(job_offer::Work::TestRestore(work)) => match source_of(offer) {
+            Ok(source) => test_restore::run(context, &source, work).await,
             Err(error) => Err(error),
         },
         None => Err(AgentError::Invalid(

@@ -26,6 +26,7 @@ pub mod postgres;
 pub mod remote;
 pub mod restore_job;
 pub mod state;
+pub mod test_restore;
 pub mod wal;
 
 pub use error::{AgentError, Result};

@@ -24,5 +24,6 @@ pub use cluster_config::{ClusterConfig, cluster};
 pub use manifest::{Manifest, ManifestTablespace};
 pub use pages::{Checked, DamagedPage, PageWatch};
 pub use rules::{ClusterRules, RelationPages};
+pub(crate) use session::{Session, column};
 pub use staging::Staging;
 pub use take::{Held, Order, Part, Passes, Taken, system_id, take};

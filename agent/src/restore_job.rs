@@ -7,7 +7,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use holdfast_core::{ChunkId, HasKind as _, PackId, SnapshotId};
-use holdfast_net::Fault;
+use holdfast_net::{Fault, client::Connection};
 use holdfast_proto::v1::{JobResult, RestoreSpec, RunStats};
 use holdfast_restore::{
     BlobSource, Fetched, GrpcSource, Layout, OnRemoval, Progress, RestoreError, RestoreOptions, Snapshot,
@@ -41,32 +41,12 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
     context.set_phase(Phase::Restore);
     let target = allowed_target(Path::new(target), &context.config.restore_targets)?;
     let id = SnapshotId::try_from(&snapshot[..]).map_err(|error| AgentError::Invalid(error.to_string()))?;
-    let connections = context.connect_data().await?;
-    let (root, _) = GrpcSource::root(connections[0].clone(), id).await.map_err(lift)?;
-    let source = GrpcSource::new(connections, context.state.membership.vault).map_err(lift)?;
-    let source = Paced {
-        source,
-        limits: Arc::clone(&context.limits),
-        cancel: Arc::clone(&context.cancel),
-    };
-    let opened = Snapshot::open(&root, Arc::new(source), Arc::clone(&context.state.keys)).map_err(lift)?;
-    if opened.root().clear.snapshot != id {
-        return Err(AgentError::Invalid(
-            "the controllers gave the root of another snapshot".into(),
-        ));
-    }
+    let opened = open(context, id).await?.snapshot;
     let progress = Arc::new(Progress::default());
     let options = RestoreOptions {
         paths: paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
-        except: Vec::new(),
-        layout: Layout::Paths,
         in_place: *in_place,
-        delete: false,
-        on_removal: OnRemoval::default(),
-        dry_run: false,
-        workers: None,
-        progress: Arc::clone(&progress),
-        cancel: Arc::clone(&context.cancel),
+        ..options(context, &progress, false)
     };
     let report = tokio::select! {
         report = restore(&opened, &target, options) => report.map_err(lift)?,
@@ -102,6 +82,50 @@ pub async fn run(context: &JobContext, spec: &RestoreSpec) -> Result<JobResult> 
         stats: Some(stats),
         ..JobResult::default()
     })
+}
+
+/// A snapshot, opened with this agent's keys, and the connections that it is read through.
+pub(crate) struct Opened {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) connections: Vec<Connection>,
+}
+
+/// Opens a snapshot for a job: read as fast as the job's limits say, until it is cancelled.
+pub(crate) async fn open(context: &JobContext, id: SnapshotId) -> Result<Opened> {
+    let connections = context.connect_data().await?;
+    let (root, _) = GrpcSource::root(connections[0].clone(), id).await.map_err(lift)?;
+    let source = GrpcSource::new(connections.clone(), context.state.membership.vault).map_err(lift)?;
+    let source = Paced {
+        source,
+        limits: Arc::clone(&context.limits),
+        cancel: Arc::clone(&context.cancel),
+    };
+    let snapshot = Snapshot::open(&root, Arc::new(source), Arc::clone(&context.state.keys)).map_err(lift)?;
+    if snapshot.root().clear.snapshot != id {
+        return Err(AgentError::Invalid(
+            "the controllers gave the root of another snapshot".into(),
+        ));
+    }
+    Ok(Opened {
+        snapshot,
+        connections,
+    })
+}
+
+/// What restores of jobs have in common.
+pub(crate) fn options(context: &JobContext, progress: &Arc<Progress>, dry_run: bool) -> RestoreOptions {
+    RestoreOptions {
+        paths: Vec::new(),
+        except: Vec::new(),
+        layout: Layout::Paths,
+        in_place: false,
+        delete: false,
+        on_removal: OnRemoval::default(),
+        dry_run,
+        workers: None,
+        progress: Arc::clone(progress),
+        cancel: Arc::clone(&context.cancel),
+    }
 }
 
 /// Blobs as fast as the limit says, until the job is cancelled. They are paid for when they have come: what is under
@@ -170,7 +194,7 @@ impl BlobSource for Paced {
 }
 
 /// Copies the restore's progress into the job's counters, until dropped.
-async fn follow(context: &JobContext, progress: &Progress) -> std::convert::Infallible {
+pub(crate) async fn follow(context: &JobContext, progress: &Progress) -> std::convert::Infallible {
     loop {
         tokio::time::sleep(PROGRESS_EVERY).await;
         let (bytes, total) = progress.bytes();
@@ -213,7 +237,7 @@ fn allowed_target(target: &Path, allowed: &[PathBuf]) -> Result<PathBuf> {
     )))
 }
 
-fn lift(error: RestoreError) -> AgentError {
+pub(crate) fn lift(error: RestoreError) -> AgentError {
     AgentError::Remote(Fault::new(error.kind(), error.to_string()))
 }
 

@@ -455,6 +455,14 @@ impl DataService for Data {
         let reader = access::reader(&request)?;
         answer(self.find_in_journal(&reader, request.into_inner()).await)
     }
+
+    async fn browse_journal(
+        &self,
+        request: Request<pb::BrowseJournalRequest>,
+    ) -> Result<Response<pb::BrowseJournalResponse>, Status> {
+        let reader = access::reader(&request)?;
+        answer(self.browse_the_journal(&reader, request.into_inner()).await)
+    }
 }
 
 impl access::Agent {

@@ -25,7 +25,7 @@ const SETTINGS: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHE
     SET search_path = pg_catalog";
 
 /// A session. The server undoes what hangs on it when it is dropped.
-pub(super) struct Session {
+pub(crate) struct Session {
     client: Client,
     connection: JoinHandle<()>,
     closed: CancellationToken,
@@ -114,7 +114,7 @@ impl Session {
 }
 
 /// A value of a row.
-pub(super) fn column<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, index: usize) -> Result<T> {
+pub(crate) fn column<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, index: usize) -> Result<T> {
     row.try_get(index)
         .map_err(|error| failure("read the PostgreSQL server's answer", &error))
 }
@@ -148,6 +148,7 @@ fn kind_of(code: &SqlState) -> ErrorKind {
         b"53100" => ErrorKind::NoSpace,
         [b'0', b'8', ..] | [b'5', b'3', ..] | [b'5', b'7', ..] => ErrorKind::Unavailable,
         [b'5', b'5', ..] => ErrorKind::Conflict,
+        [b'5', b'8', ..] => ErrorKind::Io,
         [b'X', b'X', ..] => ErrorKind::Corrupt,
         _ => ErrorKind::Invalid,
     }

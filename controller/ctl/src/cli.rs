@@ -66,11 +66,22 @@ pub(crate) enum Command {
     },
     /// Check that what is stored is whole, and with keys that it restores; exits with 4 on findings.
     Verify {
-        /// Only this source; without it also everything else in the stores.
-        source: Option<SourceRef>,
+        /// Only this source; without it also everything else in the stores. With --test-restore also SOURCE@SNAPSHOT or
+        /// SOURCE@TIME.
+        source: Option<String>,
         /// Read every byte, decrypt and compare.
         #[arg(long)]
         read_data: bool,
+        /// Of a PostgreSQL source: have an agent restore it into its scratch directory, with its WAL, start a server on it, look
+        /// through everything with pg_amcheck and queries, and remove it again.
+        #[arg(long, requires = "source", conflicts_with = "read_data")]
+        test_restore: bool,
+        /// With --test-restore: by this agent [default: the source's].
+        #[arg(long, requires = "test_restore")]
+        agent: Option<Name>,
+        /// With --test-restore: wait for the end, and exit with 4 on findings.
+        #[arg(long, requires = "test_restore")]
+        wait: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -298,7 +309,7 @@ pub(crate) struct RestoreArgs {
 
 /// Of a PostgreSQL backup with archived WAL: where the server recovers to when it starts. Without a target as far as there is
 /// WAL; of SOURCE@SNAPSHOT the end of that backup.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct TargetArgs {
     /// To a time, with its zone: everything that was committed by then.
     #[arg(long, value_name = "TIME", group = "target", help_heading = "PostgreSQL")]
@@ -366,9 +377,10 @@ pub(crate) struct TargetArgs {
 }
 
 /// What a server does at its target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Action {
     /// Take writes, on a new timeline.
+    #[default]
     Promote,
     /// Wait and answer queries.
     Pause,

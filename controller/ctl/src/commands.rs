@@ -26,8 +26,9 @@ use crate::{
     cli::{AdminCommand, BackupCommand, Cli, Command, DiffArgs, JobCommand, SnapshotCommand, TokenCommand},
     cluster::Cluster,
     context::{self, Context},
-    error::Result,
+    error::{Result, lift_display},
 };
+use holdfast_core::SourceRef;
 use std::path::PathBuf;
 
 /// Runs a command to its end.
@@ -87,10 +88,25 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
             browse::cat(&connect(config_dir).await?, &address, &path).await
         }
         Command::Verify {
+            source: Some(source),
+            test_restore: true,
+            agent,
+            wait,
+            output,
+            read_data: _,
+        } => {
+            let address: Address = source.parse()?;
+            let cluster = connect(config_dir).await?;
+            verify::test_restore::run(&cluster, &address, agent.as_ref(), wait, output.output).await
+        }
+        Command::Verify {
             source,
             read_data,
             output,
+            ..
         } => {
+            let source = source.map(|source| source.parse().map_err(lift_display));
+            let source: Option<SourceRef> = source.transpose()?;
             verify::run(
                 &connect(config_dir).await?,
                 source.as_ref(),

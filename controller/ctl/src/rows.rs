@@ -7,6 +7,7 @@ mod journal;
 mod limits;
 mod snapshot;
 mod source;
+mod test_restore;
 
 pub(crate) use agent::AgentRow;
 pub(crate) use cluster::{AuditRow, MemberRow, VaultRow};
@@ -14,6 +15,7 @@ pub(crate) use job::{Finding, JobRow};
 pub(crate) use journal::{JournalDescription, JournalFileRow, TailRow, TimelineRow};
 pub(crate) use snapshot::{SnapshotRow, Stats};
 pub(crate) use source::SourceRow;
+pub(crate) use test_restore::{TestReportRow, TestSummaryRow};
 
 use crate::error::{Result, fault};
 use holdfast_core::{ErrorKind, Name, SourceRef};

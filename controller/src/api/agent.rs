@@ -378,6 +378,7 @@ impl Agents {
             stats,
             limits,
             findings,
+            test,
         } = result;
         let outcome = JobOutcome {
             state: JobState::from_wire(&state)
@@ -389,6 +390,7 @@ impl Agents {
             stats: super::wire::run_stats(stats),
             limits: limits_in_force(limits),
             findings: findings.into_iter().map(super::wire::check_finding).collect(),
+            test: test.and_then(super::wire::test_report).map(Box::new),
         };
         let command = Command::FinishJob {
             job,

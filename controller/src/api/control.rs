@@ -332,6 +332,7 @@ control_service! {
     run_backup: RunBackupRequest -> RunBackupResponse;
     run_restore: RunRestoreRequest -> RunRestoreResponse;
     run_check: RunCheckRequest -> RunCheckResponse;
+    run_test_restore: RunTestRestoreRequest -> RunTestRestoreResponse;
     cancel_job: CancelJobRequest -> CancelJobResponse;
     delete_snapshot: DeleteSnapshotRequest -> DeleteSnapshotResponse;
     undelete_snapshot: UndeleteSnapshotRequest -> UndeleteSnapshotResponse;

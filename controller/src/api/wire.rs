@@ -1,5 +1,11 @@
 //! Catalog records to wire messages and back; nothing else knows both.
 
+mod test_restore;
+
+pub use test_restore::{
+    test_report, test_restore_spec, wire_test_report, wire_test_restore, wire_test_summary,
+};
+
 use crate::{
     catalog::model::{
         Agent, Audit, CheckFinding, FilesSpec, Job, JobOutcome, JobWork, LimitsInForce, PostgresSpec,
@@ -238,6 +244,7 @@ pub fn wire_snapshot(snapshot: &Snapshot) -> v1::Snapshot {
         hold: snapshot.hold.clone(),
         job: snapshot.job.as_bytes().to_vec().into(),
         problems: problems.collect(),
+        last_test: snapshot.last_test.as_ref().map(wire_test_summary),
     }
 }
 
@@ -313,12 +320,14 @@ pub fn wire_limits_in_force(limits: &LimitsInForce) -> v1::LimitsInForce {
 pub fn wire_job(job: &Job, progress: Option<&v1::JobProgress>) -> v1::Job {
     let restores = match &job.work {
         JobWork::Restore(spec) => Some(spec.snapshot),
+        JobWork::TestRestore(spec) => Some(spec.snapshot),
         JobWork::Backup | JobWork::Check => None,
     };
     let kind = match &job.work {
         JobWork::Backup => "backup",
         JobWork::Restore(_) => "restore",
         JobWork::Check => "check",
+        JobWork::TestRestore(_) => "test-restore",
     };
     let outcome = job.outcome.as_ref();
     let snapshot = outcome.and_then(|outcome| outcome.snapshot).or(restores);
@@ -348,6 +357,7 @@ pub fn wire_job(job: &Job, progress: Option<&v1::JobProgress>) -> v1::Job {
         findings: outcome.map_or_else(Vec::new, |outcome| {
             outcome.findings.iter().map(wire_finding).collect()
         }),
+        test: outcome.and_then(|outcome| outcome.test.as_deref().map(wire_test_report)),
     }
 }
 
@@ -359,12 +369,20 @@ fn wire_finding(finding: &CheckFinding) -> v1::CheckFinding {
 /// A finding as an agent says it, cut to bounds.
 #[must_use]
 pub fn check_finding(wire: v1::CheckFinding) -> CheckFinding {
-    let short = |text: String| text.chars().take(FINDING_TEXT_MAX).collect();
+    let short = |text| text_max(text, FINDING_TEXT_MAX);
     let v1::CheckFinding { what, why, fix } = wire;
     CheckFinding {
         what: short(what),
         why: short(why),
         fix: short(fix),
+    }
+}
+
+/// A text's beginning, of at most that many characters.
+fn text_max(text: String, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => text[..end].to_owned(),
+        None => text,
     }
 }
 
@@ -390,6 +408,7 @@ pub fn wire_source(source: &Source) -> v1::Source {
             .unwrap_or_default(),
         limits: (!source.limits.is_none()).then(|| host_limits::to_wire(&source.limits)),
         journal: source.journal.as_ref().map(journal_to_wire),
+        last_test: source.last_test.as_ref().map(wire_test_summary),
     }
 }
 

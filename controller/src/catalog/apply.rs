@@ -14,6 +14,7 @@ mod sessions;
 mod snapshots;
 mod sources;
 mod tails;
+mod test_restores;
 
 use super::{
     command::{Actor, Command, Proposal, Refusal, Reply},

@@ -3,8 +3,12 @@
 //! Times are catalog time in milliseconds since 1970 ([`UnixMillis`]); an index is a Raft log index.
 
 mod journal;
+mod test_restore;
 
 pub use journal::{Divergent, Journal, JournalFile, JournalOutcome, JournalPage, Tail};
+pub use test_restore::{
+    Recovered, RecoverySpec, TableRows, TestCheck, TestReport, TestRestoreSpec, TestSummary, Verdict,
+};
 
 use holdfast_core::{
     ClusterId, ErrorKind, HostLimits, JobId, Name, PackId, SessionId, SnapshotId, SourceRef, StoreId,
@@ -185,6 +189,9 @@ pub struct Source {
     /// The PostgreSQL cluster of its snapshots; none before its first backup, and where an older agent made them all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_id: Option<u64>,
+    /// The last test restore of any of its snapshots that came to a verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_test: Option<TestSummary>,
 }
 
 /// Counts of one backup run; see `RunStats` in types.proto.
@@ -243,6 +250,8 @@ pub enum JobWork {
     Restore(RestoreSpec),
     /// Looks whether its source can be backed up as it should be.
     Check,
+    /// Tries a snapshot of a PostgreSQL cluster in its agent's scratch directory.
+    TestRestore(TestRestoreSpec),
 }
 
 /// Where a job stands.
@@ -323,9 +332,12 @@ pub struct JobOutcome {
     /// The limits that it ran under, as its agent read them back; none when it did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsInForce>,
-    /// What a check found.
+    /// What a check or a test restore found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<CheckFinding>,
+    /// What a test restore came to; none when it came to no verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Box<TestReport>>,
 }
 
 /// Something that a check found.
@@ -489,6 +501,9 @@ pub struct Snapshot {
     pub job: JobId,
     /// What could not be read, capped by `LISTED_PROBLEMS_MAX`.
     pub problems: Vec<Problem>,
+    /// Its last test restore that came to a verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_test: Option<TestSummary>,
 }
 
 /// A pack whose bytes are on disk.

@@ -7,13 +7,13 @@ use super::{
 };
 use crate::{
     catalog::{
-        CatalogView, Command, NewFile, NewPage, Queries, Reply,
+        CatalogView, Command, NewFile, NewPage, Queries, Reply, keys,
         model::{Journal, JournalFile, JournalOutcome, Session},
     },
     error::{Error, Result},
 };
 use bytes::Bytes;
-use holdfast_core::{ErrorKind, SessionId, SnapshotId, limits};
+use holdfast_core::{ErrorKind, SessionId, SnapshotId, SourceRef, limits};
 use holdfast_net::trace::current_traceparent;
 use holdfast_proto::v1 as pb;
 use holdfast_repo::Root;
@@ -168,13 +168,7 @@ impl Data {
                 format!("at most {} names in one question", limits::JOURNAL_NAMES_ASKED),
             ));
         }
-        let view = self.parts.catalog.read().await?;
-        let unknown = || Error::refused(ErrorKind::NotFound, format!("there is no source {source}"));
-        let agent = view.agent(&source.agent)?.ok_or_else(unknown)?;
-        // To an agent, another vault's source is one that is not there.
-        if !reader.may_read(&view, agent.vault)? || view.source(&source)?.is_none() {
-            return Err(unknown());
-        }
+        let view = self.readable(reader, &source).await?;
         let find = |view: &CatalogView| {
             let mut files = Vec::new();
             for name in &request.names {
@@ -229,6 +223,34 @@ impl Data {
         };
         self.parts.catalog.propose(peer.actor(), None, command).await?;
         Ok(pb::MarkTailResponse {})
+    }
+
+    pub(super) async fn browse_the_journal(
+        &self,
+        reader: &access::Reader,
+        request: pb::BrowseJournalRequest,
+    ) -> Result<pb::BrowseJournalResponse> {
+        let pb::BrowseJournalRequest { source, after } = request;
+        let source = wire::source(source)?;
+        let view = self.readable(reader, &source).await?;
+        let after = (!after.is_empty()).then(|| keys::journal_file(&source, &after));
+        let page = view.journal_files(&source, after.as_deref(), limits::LIST_PAGE)?;
+        Ok(pb::BrowseJournalResponse {
+            more: page.next.is_some(),
+            files: page.items.into_iter().map(file_to_wire).collect(),
+        })
+    }
+
+    /// The catalog of this moment, if the source is there and the reader's to read.
+    async fn readable(&self, reader: &access::Reader, source: &SourceRef) -> Result<CatalogView> {
+        let view = self.parts.catalog.read().await?;
+        let unknown = || Error::refused(ErrorKind::NotFound, format!("there is no source {source}"));
+        let agent = view.agent(&source.agent)?.ok_or_else(unknown)?;
+        // To an agent, another vault's source is one that is not there.
+        if !reader.may_read(&view, agent.vault)? || view.source(source)?.is_none() {
+            return Err(unknown());
+        }
+        Ok(view)
     }
 
     /// The root object of a page, if there is one of that id which the reader may see.

@@ -154,6 +154,7 @@ pub(super) fn snapshot(snapshot: Snapshot) -> pb::Snapshot {
         hold,
         job,
         problems,
+        last_test: _,
     } = snapshot;
     let state = match state {
         SnapshotState::Visible => "visible",
@@ -185,5 +186,7 @@ pub(super) fn snapshot(snapshot: Snapshot) -> pb::Snapshot {
                 reason,
             })
             .collect(),
+        // For people, who ask elsewhere.
+        last_test: None,
     }
 }

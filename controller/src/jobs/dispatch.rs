@@ -4,7 +4,7 @@ use super::Hub;
 use crate::{
     api::{
         fleet::Fleet as _,
-        wire::{wire_files, wire_postgres, wire_ref, wire_restore},
+        wire::{wire_files, wire_postgres, wire_ref, wire_restore, wire_test_restore},
     },
     catalog::{
         Actor, CatalogView, Command, Queries as _,
@@ -81,6 +81,7 @@ fn offer_of(view: &CatalogView, job: &Job) -> Result<Option<JobOffer>> {
             None => return Ok(None),
         },
         JobWork::Restore(spec) => job_offer::Work::Restore(wire_restore(spec)),
+        JobWork::TestRestore(spec) => job_offer::Work::TestRestore(wire_test_restore(spec)),
         JobWork::Check => match view.source(&job.source)? {
             Some(source) => job_offer::Work::Check(CheckWork {
                 postgres: source.postgres.as_ref().map(wire_postgres),

@@ -108,6 +108,20 @@ impl server::DataService for Peer {
         Err(Status::unimplemented(""))
     }
 
+    async fn browse_journal(
+        &self,
+        _: Request<v1::BrowseJournalRequest>,
+    ) -> Result<Response<v1::BrowseJournalResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn mark_tail(
+        &self,
+        _: Request<v1::MarkTailRequest>,
+    ) -> Result<Response<v1::MarkTailResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn open_session(
         &self,
         _: Request<v1::OpenSessionRequest>,

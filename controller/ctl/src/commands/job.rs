@@ -1,5 +1,6 @@
 //! `job cancel`, `job watch`, and how other commands wait for their jobs.
 
+use super::verify::test_restore;
 use crate::{
     cluster::{Cluster, bytes_of, request_id, retry},
     error::{Result, fault, invalid},
@@ -42,7 +43,11 @@ pub(super) async fn cancel(cluster: &Cluster, job: &str) -> Result<()> {
 }
 
 pub(super) async fn watch(cluster: &Cluster, job: &str, format: Format) -> Result<()> {
-    finish(follow(cluster, parse(job)?).await?, format)
+    let ended = follow(cluster, parse(job)?).await?;
+    match ended.kind.as_str() {
+        "test-restore" => test_restore::finish(ended, format),
+        _ => finish(ended, format),
+    }
 }
 
 /// Follows a job to its end, through restarts of the controller.

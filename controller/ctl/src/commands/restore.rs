@@ -79,11 +79,12 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
     if let Some(agent) = &args.agent {
         return on_agent(cluster, address, args, agent).await;
     }
+    let is_whole = args.paths.is_empty() && args.layout == RestoreLayout::Auto;
     let recovery::Chosen {
         snapshot,
         recover_to,
         open_tail,
-    } = recovery::choose(cluster, address, args).await?;
+    } = recovery::choose(cluster, address, is_whole, &args.target).await?;
     let plan = Plan {
         to: &args.to,
         paths: &args.paths,

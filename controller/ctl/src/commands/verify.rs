@@ -1,6 +1,8 @@
 //! `verify`: what the stores hold, checked by the controllers without keys, and what snapshots need, checked here
 //! with keys.
 
+pub(super) mod test_restore;
+
 use super::{apply, data::Opener, get};
 use crate::{
     cluster::Cluster,

@@ -1,6 +1,6 @@
 //! Jobs.
 
-use super::{Stats, id, limits::LimitsRow, optional_id, or_dash, source, text};
+use super::{Stats, TestReportRow, id, limits::LimitsRow, optional_id, or_dash, source, text};
 use crate::{
     error::Result,
     output::{Row, short_time, time},
@@ -29,9 +29,12 @@ pub(crate) struct JobRow {
     pub(crate) stats: Stats,
     /// The limits that it runs under, or ended under, as its agent read them back.
     limits: Option<LimitsRow>,
-    /// What a check found.
+    /// What a check or a test restore found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) findings: Vec<Finding>,
+    /// What a test restore came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) test: Option<TestReportRow>,
     #[serde(skip)]
     created_millis: u64,
 }
@@ -71,6 +74,7 @@ impl TryFrom<v1::Job> for JobRow {
             requested_by,
             limits,
             findings,
+            test,
         } = wire;
         Ok(Self {
             id: id(&raw_id)?,
@@ -89,12 +93,19 @@ impl TryFrom<v1::Job> for JobRow {
             stats: stats.unwrap_or_default().into(),
             limits: limits.map(LimitsRow::from),
             findings: findings.into_iter().map(Finding::from).collect(),
+            test: test.map(TestReportRow::from),
             created_millis: created_at,
         })
     }
 }
 
 impl JobRow {
+    /// What went wrong, or was found.
+    fn trouble(&self) -> Option<String> {
+        let found = || self.test.as_ref().and_then(TestReportRow::trouble);
+        self.error.clone().or_else(found)
+    }
+
     /// What of its source's limits could not be applied, and why.
     pub(crate) fn limit_warnings(&self) -> &[String] {
         self.limits.as_ref().map_or(&[], |limits| &limits.warnings)
@@ -129,7 +140,7 @@ impl Row for JobRow {
             self.source.to_string(),
             self.state.clone(),
             short_time(self.created_millis),
-            or_dash(&self.error),
+            or_dash(&self.trouble()),
             self.agent.clone(),
             self.attempt.to_string(),
             or_dash(&self.snapshot),

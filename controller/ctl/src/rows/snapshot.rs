@@ -1,6 +1,6 @@
 //! Snapshots, and what a run counted.
 
-use super::{id, optional_id, source, text};
+use super::{TestSummaryRow, id, optional_id, source, text};
 use crate::{
     error::Result,
     output::{Row, bytes, short_time, time},
@@ -96,6 +96,8 @@ pub(crate) struct SnapshotRow {
     root_len: u64,
     pub(crate) stats: Stats,
     pub(crate) problems: Vec<ProblemRow>,
+    /// Its last test restore that came to a verdict.
+    last_test: Option<TestSummaryRow>,
     #[serde(skip)]
     pub(crate) finished_millis: u64,
 }
@@ -120,6 +122,7 @@ impl TryFrom<v1::Snapshot> for SnapshotRow {
             hold,
             job,
             problems,
+            last_test,
         } = wire;
         Ok(Self {
             id: id(&raw_id)?,
@@ -144,6 +147,7 @@ impl TryFrom<v1::Snapshot> for SnapshotRow {
                     reason,
                 })
                 .collect(),
+            last_test: last_test.map(TestSummaryRow::try_from).transpose()?,
             finished_millis: finished_at,
         })
     }
@@ -162,6 +166,7 @@ impl Row for SnapshotRow {
         "STORED",
         "UNREADABLE",
         "VAULT",
+        "TESTED",
     ];
     const NARROW: usize = 6;
 
@@ -186,6 +191,9 @@ impl Row for SnapshotRow {
             bytes(self.stats.bytes_stored),
             self.stats.unreadable.to_string(),
             self.vault.to_string(),
+            self.last_test
+                .as_ref()
+                .map_or_else(|| "-".into(), TestSummaryRow::short),
         ]
     }
 }

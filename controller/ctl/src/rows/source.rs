@@ -1,6 +1,6 @@
 //! Sources.
 
-use super::{optional_id, or_dash, source};
+use super::{TestSummaryRow, optional_id, or_dash, source};
 use crate::{
     error::Result,
     output::{Row, short_time, time},
@@ -25,6 +25,9 @@ pub(crate) struct SourceRow {
     /// What changed after its snapshots, as far as it is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     journal: Option<Journal>,
+    /// The last test restore of any of its snapshots that came to a verdict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_test: Option<TestSummaryRow>,
     document: serde_json::Value,
     #[serde(skip)]
     pub(crate) document_text: String,
@@ -100,6 +103,7 @@ impl TryFrom<v1::Source> for SourceRow {
             // They stand in the document, as they were written.
             limits: _,
             journal,
+            last_test,
         } = wire;
         Ok(Self {
             name: source(r#ref)?,
@@ -111,6 +115,7 @@ impl TryFrom<v1::Source> for SourceRow {
             created_at: time(created_at),
             changed_at: time(changed_at),
             journal: journal.map(Journal::from),
+            last_test: last_test.map(TestSummaryRow::try_from).transpose()?,
             document: serde_json::from_str(&document).unwrap_or_default(),
             document_text: document,
             latest_millis: latest_at,
@@ -127,6 +132,7 @@ impl Row for SourceRow {
         "LATEST",
         "RUNNING",
         "LATEST SNAPSHOT",
+        "TESTED",
     ];
     const NARROW: usize = 5;
 
@@ -142,6 +148,9 @@ impl Row for SourceRow {
             short_time(self.latest_millis),
             or_dash(&self.running_job),
             or_dash(&self.latest_snapshot),
+            self.last_test
+                .as_ref()
+                .map_or_else(|| "-".into(), TestSummaryRow::short),
         ]
     }
 }

@@ -2,15 +2,15 @@
 
 use super::{Control, name_of, request_id_of, unexpected};
 use crate::{
-    api::wire::{id, restore_spec, source_ref, wire_job},
+    api::wire::{id, restore_spec, source_ref, test_restore_spec, wire_job},
     catalog::{
         Actor, Command, Queries as _, Reply,
-        model::{Job, JobWork},
+        model::{Job, JobWork, Snapshot},
     },
     error::{Error, Result},
 };
 use futures::{StreamExt as _, stream::BoxStream};
-use holdfast_core::{ErrorKind, JobId};
+use holdfast_core::{ErrorKind, JobId, Name};
 use holdfast_proto::v1;
 use std::time::Duration;
 
@@ -71,21 +71,8 @@ impl Control {
         let spec = restore_spec(restore)?;
         let agent = name_of(&agent)?;
         let snapshot = self.visible_snapshot(spec.snapshot).await?;
-        let host = self.catalog.read().await?.agent(&agent)?;
-        let host = host.ok_or_else(|| {
-            Error::refused(
-                ErrorKind::NotFound,
-                format!("there is no agent {agent}; see `get agents`"),
-            )
-        })?;
-        if host.vault != snapshot.vault {
-            return Err(Error::refused(
-                ErrorKind::Denied,
-                format!(
-                    "agent {agent} does not hold the keys of this snapshot's vault; restore to this machine instead"
-                ),
-            ));
-        }
+        self.require_keys(&agent, &snapshot, "restore to this machine instead")
+            .await?;
         let work = JobWork::Restore(spec);
         let command = Command::CreateJob {
             job: JobId::generate(),
@@ -97,6 +84,59 @@ impl Control {
         Ok(v1::RunRestoreResponse {
             job: job.id.as_bytes().to_vec().into(),
         })
+    }
+
+    pub(super) async fn run_test_restore(
+        &self,
+        actor: Actor,
+        request: v1::RunTestRestoreRequest,
+    ) -> Result<v1::RunTestRestoreResponse> {
+        let v1::RunTestRestoreRequest {
+            request_id,
+            snapshot,
+            agent,
+            recovery,
+        } = request;
+        let spec = test_restore_spec(&snapshot, recovery)?;
+        let snapshot = self.visible_snapshot(spec.snapshot).await?;
+        let agent = match agent.as_str() {
+            "" => snapshot.source.agent.clone(),
+            named => name_of(named)?,
+        };
+        self.require_keys(
+            &agent,
+            &snapshot,
+            "choose an agent of that vault, see `get agents`",
+        )
+        .await?;
+        let command = Command::CreateJob {
+            job: JobId::generate(),
+            work: JobWork::TestRestore(spec),
+            source: snapshot.source,
+            agent,
+        };
+        let job = self.create(actor, &request_id, command).await?;
+        Ok(v1::RunTestRestoreResponse {
+            job: job.id.as_bytes().to_vec().into(),
+        })
+    }
+
+    /// Refuses an agent that could not read a snapshot, and says what to do instead.
+    async fn require_keys(&self, agent: &Name, snapshot: &Snapshot, instead: &str) -> Result<()> {
+        let host = self.catalog.read().await?.agent(agent)?;
+        let host = host.ok_or_else(|| {
+            Error::refused(
+                ErrorKind::NotFound,
+                format!("there is no agent {agent}; see `get agents`"),
+            )
+        })?;
+        if host.vault == snapshot.vault {
+            return Ok(());
+        }
+        Err(Error::refused(
+            ErrorKind::Denied,
+            format!("agent {agent} does not hold the keys of this snapshot's vault; {instead}"),
+        ))
     }
 
     async fn create(&self, actor: Actor, request_id: &[u8], command: Command) -> Result<Job> {

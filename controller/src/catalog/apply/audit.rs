@@ -99,6 +99,10 @@ fn describe(command: &Command) -> (&'static str, String) {
         } => match work {
             crate::catalog::model::JobWork::Backup => ("backup.run", format!("{source} ({job})")),
             crate::catalog::model::JobWork::Check => ("check.run", format!("{source} ({job})")),
+            crate::catalog::model::JobWork::TestRestore(spec) => (
+                "test-restore.run",
+                format!("{source}@{} by {agent} ({job})", spec.snapshot),
+            ),
             crate::catalog::model::JobWork::Restore(spec) => (
                 "restore.run",
                 format!("{source}@{} to {agent}:{} ({job})", spec.snapshot, spec.target),

@@ -1,6 +1,6 @@
 //! Jobs: one winner per attempt, and an end for every job.
 
-use super::{Context, Outcome, clusters, refuse, sessions};
+use super::{Context, Outcome, clusters, refuse, sessions, test_restores};
 use crate::catalog::{
     command::Reply,
     keys,
@@ -76,6 +76,7 @@ pub(super) fn create<R: Read>(
                 );
             }
         }
+        JobWork::TestRestore(spec) => test_restores::check(cx, source_name, spec)?,
         JobWork::Restore(spec) => {
             let is_visible = cx
                 .txn
@@ -162,6 +163,10 @@ pub(super) fn finish<R: Read>(
     let mut outcome = JobOutcome {
         error: outcome.error.chars().take(ERROR_MAX).collect(),
         findings: outcome.findings.iter().take(FINDINGS_MAX).cloned().collect(),
+        test: match job.work {
+            JobWork::TestRestore(_) => outcome.test.clone(),
+            _ => None,
+        },
         ..outcome.clone()
     };
     if job.work == JobWork::Backup {
@@ -222,7 +227,7 @@ pub(super) fn lose<R: Read>(cx: &mut Context<'_, '_, R>, id: JobId, attempt: u32
             );
             end(cx, job, outcome, &reason)
         }
-        JobWork::Check => {
+        JobWork::Check | JobWork::TestRestore(_) => {
             let outcome = over(JobState::Interrupted, ErrorKind::Interrupted, reason.clone());
             end(cx, job, outcome, &reason)
         }
@@ -271,6 +276,7 @@ fn over(state: JobState, kind: ErrorKind, error: String) -> JobOutcome {
         stats: RunStats::default(),
         limits: None,
         findings: Vec::new(),
+        test: None,
     }
 }
 
@@ -304,6 +310,7 @@ fn committed_outcome<R: Read>(cx: &Context<'_, '_, R>, job: &Job) -> Outcome<Opt
         stats: snapshot.stats,
         limits: None,
         findings: Vec::new(),
+        test: None,
     }))
 }
 
@@ -344,6 +351,7 @@ fn end<R: Read>(cx: &mut Context<'_, '_, R>, mut job: Job, outcome: JobOutcome, 
         source.active_job = None;
         cx.txn.put(keys::source(&job.source), &source)?;
     }
+    test_restores::remember(cx, &job, &outcome)?;
     job.state = outcome.state;
     job.finished_at = cx.now;
     job.outcome = Some(outcome);

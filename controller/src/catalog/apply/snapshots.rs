@@ -80,6 +80,7 @@ pub(super) fn commit<R: Read>(
             .take(limits::LISTED_PROBLEMS_MAX)
             .cloned()
             .collect(),
+        last_test: None,
     };
     source.latest = Some(snapshot.id);
     source.latest_at = cx.now;

@@ -76,6 +76,7 @@ pub(super) fn put<R: Read>(
         open_session: None,
         journal: None,
         system_id: None,
+        last_test: None,
     });
     let changed = created
         || source.document != document

@@ -18,6 +18,7 @@ mod host_limits;
 mod journal;
 mod postgres_sources;
 mod restores;
+mod test_restores;
 
 const VAULT: VaultId = VaultId([1; 16]);
 
@@ -236,6 +237,7 @@ fn finish(job: JobId, state: JobState) -> Command {
         stats: RunStats::default(),
         limits: None,
         findings: Vec::new(),
+        test: None,
     };
     Command::FinishJob {
         job,

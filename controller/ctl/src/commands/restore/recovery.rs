@@ -3,7 +3,7 @@
 use super::super::{data::Opener, get};
 use crate::{
     address::{Address, At, parse_at},
-    cli::{Action, RestoreArgs, RestoreLayout, TargetArgs, Timeline},
+    cli::{Action, TargetArgs, Timeline},
     cluster::Cluster,
     error::{Result, fault, invalid, lift},
     rows::SnapshotRow,
@@ -22,18 +22,23 @@ use holdfast_restore::{
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A snapshot, and where its cluster recovers to.
-pub(super) struct Chosen {
-    pub(super) snapshot: Snapshot,
+pub(in super::super) struct Chosen {
+    pub(in super::super) snapshot: Snapshot,
     /// None: the end of the backup.
-    pub(super) recover_to: Option<RecoverTo>,
+    pub(in super::super) recover_to: Option<RecoverTo>,
     /// Where WAL may wait that is not archived, in words.
-    pub(super) open_tail: Option<String>,
+    pub(in super::super) open_tail: Option<String>,
 }
 
 /// Chooses the snapshot that an address and a target mean together.
-pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreArgs) -> Result<Chosen> {
+/// `is_whole`: the cluster, and not files of it.
+pub(in super::super) async fn choose(
+    cluster: &Cluster,
+    address: &Address,
+    is_whole: bool,
+    args: &TargetArgs,
+) -> Result<Chosen> {
     let opener = Opener::new(cluster).await?;
-    let is_whole = args.paths.is_empty() && args.layout == RestoreLayout::Auto;
     let journal = if is_whole {
         Some(get::journal(cluster, &address.source).await?)
     } else {
@@ -41,11 +46,11 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
     };
     let open_tail = journal.as_ref().and_then(get::Journal::open_tail);
     let journal = journal.map(|journal| journal.files).unwrap_or_default();
-    let target = match asked(&args.target)? {
+    let target = match asked(args)? {
         Some(target) => Some(target),
         None => match meant(address, !journal.is_empty() || open_tail.is_some())? {
             Some(target) => Some(target),
-            None => implied(&args.target),
+            None => implied(args),
         },
     };
     let Some(target) = target else {
@@ -57,7 +62,7 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
         });
     };
     if let Some(tail) = &open_tail {
-        check_tail(&address.source, tail, &target, &args.target)?;
+        check_tail(&address.source, tail, &target, args)?;
     }
     if journal.is_empty() {
         return Err(fault(
@@ -70,7 +75,7 @@ pub(super) async fn choose(cluster: &Cluster, address: &Address, args: &RestoreA
             address.source.source
         )));
     }
-    let recovery = recovery(target, &args.target)?;
+    let recovery = recovery(target, args)?;
     let files = journal.into_iter().map(|row| {
         let file = JournalFile {
             len: row.bytes,
