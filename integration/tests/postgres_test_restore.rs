@@ -40,6 +40,12 @@ impl World {
         let server = &this.archiving.server;
         server.execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
         server.execute("CREATE DATABASE shop");
+        // Settings that come with the cluster, and would end every session or check.
+        server.execute(
+            "ALTER DATABASE shop SET default_transaction_read_only = on;
+             ALTER DATABASE shop SET statement_timeout = 1",
+        );
+        server.execute("ALTER DATABASE shop SET session_preload_libraries = 'nowhere'");
         transfers::make(server, "TABLESPACE space");
         server.execute("INSERT INTO transfers (a, b, n) SELECT 1, 1, 0 FROM generate_series(1, 1000)");
         this

@@ -4,7 +4,7 @@
 //! looked at and nothing found, 2 when something was found, and something else when it could not do its work. Source: its
 //! documentation, and what version 15 prints of damaged relations.
 
-use super::findings::Findings;
+use super::{findings::Findings, settings};
 use crate::error::{AgentError, Result};
 use holdfast_restore::postgres::{Network, RunAs};
 use std::{
@@ -60,7 +60,11 @@ pub fn run(
         .arg(reach.socket)
         .args(["--port", &reach.port.to_string(), "--username", reach.role])
         .env_clear()
-        .envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C")])
+        .envs([
+            ("PATH", "/usr/bin:/bin"),
+            ("LC_ALL", "C"),
+            ("PGOPTIONS", settings::SESSION),
+        ])
         .current_dir(works_in)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -1,6 +1,6 @@
 //! What a scratch server is asked: which constraints and indexes are not valid, and how many rows every table has.
 
-use super::findings::Findings;
+use super::{findings::Findings, settings};
 use crate::{
     error::{AgentError, Result},
     postgres::{Session, column},
@@ -72,6 +72,12 @@ pub struct Known {
 
 impl Server<'_> {
     async fn session(&self, role: &str, database: &str) -> Result<Session> {
+        let mut settings = self.settings(role, database);
+        settings.options(settings::SESSION);
+        Session::open(&settings, self.cancel).await
+    }
+
+    fn settings(&self, role: &str, database: &str) -> Config {
         let mut settings = Config::new();
         settings
             .host_path(self.socket)
@@ -80,7 +86,7 @@ impl Server<'_> {
             .dbname(database)
             .application_name("holdfast")
             .connect_timeout(CONNECT_TIMEOUT);
-        Session::open(&settings, self.cancel).await
+        settings
     }
 
     /// Asks who the superuser is, as any role that there is.
@@ -93,15 +99,18 @@ impl Server<'_> {
         let mut last = None;
         for role in roles {
             for database in ["postgres", "template1"] {
-                let session = match self.session(role, database).await {
-                    Ok(session) => session,
-                    Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-                    Err(error) => {
-                        last = Some(error);
-                        continue;
+                let opened = match self.session(role, database).await {
+                    // One that is no superuser.
+                    Err(error) if error.kind() == ErrorKind::Denied => {
+                        Session::open(&self.settings(role, database), self.cancel).await
                     }
+                    opened => opened,
                 };
-                return ask(&session).await;
+                match opened {
+                    Ok(session) => return ask(&session).await,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                    Err(error) => last = Some(error),
+                }
             }
         }
         Err(last.unwrap_or_else(|| AgentError::Internal("no role was tried".into())))

@@ -17,6 +17,11 @@ const PREPARED_MIN: u32 = 64;
 /// Whoever reaches the socket is let in: its directory lets nobody pass but the server's user and root.
 pub const ACCESS: &str = "local all all trust\n";
 
+/// What every session of ours asks for: settings of roles and databases come with the cluster, and count more than those of files.
+/// Only superusers may.
+pub const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c statement_timeout=0 -c lock_timeout=0 \
+    -c default_transaction_read_only=off";
+
 /// Bytes of a socket's path that the system takes.
 const SOCKET_PATH_MAX: usize = 107;
 
