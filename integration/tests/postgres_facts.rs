@@ -127,6 +127,10 @@ const FACTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "WAL that makes a tablespace would be replayed into the origin's own directory",
+        &["wal_that_makes_a_tablespace_is_not_replayed_over_the_origins"],
+    ),
+    (
         "a clone does not archive into the archive of its origin; a standby has at least the limits of its primary",
         &[
             "a_standby_is_built_from_a_backup_follows_and_takes_over",
@@ -335,4 +339,49 @@ fn what_is_taken_along_stays_ready() {
     assert!(kept.contains(&names[1]), "taken along: {kept:?}");
     assert_eq!(ready(), before);
     assert_eq!(fs::metadata(status).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn wal_that_makes_a_tablespace_is_not_replayed_over_the_origins() {
+    let mut world = Archiving::start("");
+    let _ = world.cluster.backup(SOURCE).ok();
+    let late = world.path("late");
+    Server::make_dir(&late);
+    world
+        .server
+        .execute(&format!("CREATE TABLESPACE late LOCATION '{}'", late.display()));
+    world
+        .server
+        .execute("CREATE TABLE kept TABLESPACE late AS SELECT i FROM generate_series(1, 1000) i");
+    world.archive_all();
+    let to = world.path("beside");
+    let restore = |more: &[&str]| {
+        let mut args = vec!["restore", SOURCE, "--to", to.to_str().unwrap()];
+        args.extend(more);
+        world.cluster.ctl(args)
+    };
+    let refused = restore(&[]);
+    assert_eq!(refused.code, 11, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains(late.to_str().unwrap()),
+        "{}",
+        refused.stderr
+    );
+    assert!(!to.join("global/pg_control").exists(), "no server starts from it");
+    assert_eq!(restore(&["--in-place"]).code, 11, "nor after another try");
+    world.server.execute("CHECKPOINT");
+    assert_eq!(world.server.number("SELECT count(*) FROM kept"), 1000);
+
+    // Where nothing lies it is made.
+    world.server.stop();
+    fs::rename(&late, world.path("away")).unwrap();
+    Server::make_dir(&late);
+    let _ = world
+        .cluster
+        .ctl(["restore", SOURCE, "--in-place", "--to", to.to_str().unwrap()])
+        .ok();
+    let mut restored = Server::at(&to, &world.path("restored.socket"));
+    restored.start();
+    assert_eq!(restored.number("SELECT count(*) FROM kept"), 1000);
+    restored.stop();
 }

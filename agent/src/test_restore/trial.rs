@@ -147,6 +147,8 @@ impl Trial<'_> {
                 .collect(),
             in_place: false,
             recover_to,
+            // It is looked for by the trial, whose word on it is another.
+            guards_tablespaces: false,
         };
         // The server's user passes through it to the tablespaces.
         scratch::make_dir(&self.tablespaces(), false)?;

@@ -16,6 +16,7 @@ mod backup;
 mod error;
 mod files;
 mod look;
+mod made_elsewhere;
 mod manifest;
 mod map;
 mod marker;
@@ -28,6 +29,7 @@ mod site;
 pub use apply::PostgresReport;
 pub use backup::Backup;
 pub use error::PostgresError;
+pub use made_elsewhere::made_elsewhere;
 pub use manifest::{DamagedBlock, Manifest, Tablespace};
 pub use plan::{Begin, Plan, TablespaceTarget};
 pub use recovery::{NO_ARCHIVE, RecoverTo, Way, wanted};
@@ -62,6 +64,8 @@ pub struct Request {
     pub in_place: bool,
     /// Where the server recovers to; none: the end of the backup, without telling the server anything.
     pub recover_to: Option<RecoverTo>,
+    /// Whether WAL is refused that makes tablespaces where something else lies; not where the caller looks itself.
+    pub guards_tablespaces: bool,
 }
 
 /// Makes a data directory of a snapshot. Of `options`, what says where and what is not used: the whole cluster goes

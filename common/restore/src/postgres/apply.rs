@@ -4,7 +4,7 @@ use super::{
     Backup, DATA, PostgresError, Request, TablespaceTarget, WAL,
     backup::tree_of,
     files::{self, Owner},
-    look, map, marker,
+    look, made_elsewhere, map, marker,
     marker::Phase,
     plan::{self, Begin, Plan},
     recovery::{self, Way},
@@ -77,6 +77,10 @@ pub(super) fn run(
         work.place(opener, &site, owner)?;
         let is_whole = work.report.problems.count == 0;
         if is_whole {
+            if request.guards_tablespaces {
+                let size = backup.manifest.wal_segment_size;
+                made_elsewhere::refuse(&plan, size, || options.cancel.load(Relaxed))?;
+            }
             let to = way.as_ref().map(|way| &way.recovery);
             site.complete(&backup.label, map.as_deref(), &backup.control, owner, to)?;
         }

@@ -104,6 +104,19 @@ pub enum PostgresError {
         /// The end of its log.
         said: String,
     },
+    /// A server would write over somebody else's tablespace.
+    #[error(
+        "the WAL on the way makes tablespace {oid} in {place}, where something lies already, and a server that replays it would write \
+         over that; {dir} was restored but for its control file, so that no server starts from it"
+    )]
+    MakesTablespace {
+        /// Its number.
+        oid: u32,
+        /// Where.
+        place: String,
+        /// The data directory.
+        dir: String,
+    },
     /// A tablespace's place is in use.
     #[error("tablespace {name} cannot be restored to {dir}: it is not empty")]
     TablespaceNotEmpty {
@@ -147,6 +160,7 @@ impl HasKind for PostgresError {
             | Self::OtherCluster { .. }
             | Self::Running { .. }
             | Self::Busy { .. }
+            | Self::MakesTablespace { .. }
             | Self::TablespaceNotEmpty { .. } => ErrorKind::Conflict,
         }
     }

@@ -271,6 +271,7 @@ mod tests {
             tablespaces: tablespaces.iter().map(OsString::from).collect(),
             in_place,
             recover_to: None,
+            guards_tablespaces: true,
         }
     }
 

@@ -163,6 +163,7 @@ impl World {
             tablespaces: mapping.into_iter().collect(),
             in_place,
             recover_to: None,
+            guards_tablespaces: true,
         }
     }
 
@@ -435,6 +436,7 @@ async fn gaps_leave_no_cluster_that_starts() {
         tablespaces: Vec::new(),
         in_place: false,
         recover_to: None,
+        guards_tablespaces: true,
     };
     let done = restore(&snapshot, &backup, request.clone(), RestoreOptions::default())
         .await

@@ -158,6 +158,7 @@ pub(super) async fn restore(
         tablespaces: plan.tablespaces.to_vec(),
         in_place: plan.in_place,
         recover_to: plan.recover_to.clone(),
+        guards_tablespaces: true,
     };
     let done = postgres::restore(snapshot, backup, request, options)
         .await
@@ -219,6 +220,10 @@ fn explained(error: RestoreError) -> Fault {
             }
             PostgresError::TablespaceNotEmpty { .. } | PostgresError::Nested { .. } => {
                 "give the tablespace another place: --tablespace NAME=DIR"
+            }
+            PostgresError::MakesTablespace { .. } => {
+                "restore on another host; or from a backup that began after the tablespace was made; or, if what lies there is of no \
+                 use, move it away and run the same command with --in-place"
             }
             PostgresError::Bad(_) | PostgresError::File { .. } => "choose another snapshot",
             PostgresError::Way(_) => "choose another snapshot (SOURCE@SNAPSHOT), target or --timeline",
