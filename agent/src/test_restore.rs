@@ -2,7 +2,7 @@
 //! removed again.
 //!
 //! The server is as alone as this machine allows: it listens at no address, in a network namespace of its own, with settings
-//! of our own; it archives nowhere, subscribes to nothing, loads no library by itself. [`scratch`] makes sure that nothing
+//! of our own; it archives nowhere, subscribes to nothing, loads no library by itself. `scratch` makes sure that nothing
 //! stays, whatever happens to this process.
 
 mod aim;

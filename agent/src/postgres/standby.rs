@@ -90,8 +90,10 @@ mod tests {
 
     /// As a standby has it that has come to 0/4000000.
     fn control() -> ControlFile {
-        let bytes = include_bytes!("../../../common/postgres/tests/golden/pg_control-15.bin");
-        let mut control = ControlFile::decode(bytes).unwrap();
+        let mut bytes = include_bytes!("../../../common/postgres/tests/golden/pg_control-15.bin").to_vec();
+        // As servers write it; what follows the content is zeros.
+        bytes.resize(holdfast_postgres::CONTROL_FILE_LEN, 0);
+        let mut control = ControlFile::decode(&bytes).unwrap();
         control.state = DbState::InArchiveRecovery;
         control.checkpoint.timeline = TimelineId::FIRST;
         control.recovery.min_lsn = Lsn(0x400_0000);
