@@ -491,7 +491,7 @@ async fn other_snapshots_are_no_backups_and_broken_ones_are_refused() {
         changed
     };
     for bad in [
-        with("holdfast_postgres_backup", json!(2)),
+        with("holdfast_postgres_backup", json!(3)),
         with("system_id", json!("5")),
         with("wal_segment_size", json!(1 << 20)),
         with("stop_lsn", json!("7F/0")),
