@@ -6,7 +6,7 @@ use crate::{
 };
 use holdfast_core::ErrorKind;
 use holdfast_net::Fault;
-use holdfast_postgres::SegmentSize;
+use holdfast_postgres::{Lsn, SegmentSize};
 use holdfast_restore::postgres::made_elsewhere;
 use std::path::Path;
 
@@ -15,8 +15,8 @@ use std::path::Path;
 ///
 /// # Errors
 /// `Unsupported` naming the first such tablespace; when the WAL cannot be read.
-pub fn refuse(wal: &Path, size: SegmentSize, is_cancelled: impl Fn() -> bool) -> Result<()> {
-    let found = made_elsewhere(wal, size, is_cancelled).map_err(lift)?;
+pub fn refuse(wal: &Path, size: SegmentSize, from: Lsn, is_cancelled: impl Fn() -> bool) -> Result<()> {
+    let found = made_elsewhere(wal, size, from, is_cancelled).map_err(lift)?;
     let Some(made) = found.first() else { return Ok(()) };
     let place = made.location.as_ref().map_or_else(
         || "a place that cannot be read".into(),

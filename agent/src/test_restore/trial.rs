@@ -262,9 +262,14 @@ impl Trial<'_> {
     }
 
     async fn refuse_writes_elsewhere(&self) -> Result<()> {
-        let (wal, size) = (self.data().join("pg_wal"), self.backup.manifest.wal_segment_size);
+        let manifest = &self.backup.manifest;
+        let (wal, size, from) = (
+            self.data().join("pg_wal"),
+            manifest.wal_segment_size,
+            manifest.start_lsn,
+        );
         let cancel = Arc::clone(&self.context.cancel);
-        blocking(move || made_elsewhere::refuse(&wal, size, || cancel.load(Ordering::Relaxed))).await
+        blocking(move || made_elsewhere::refuse(&wal, size, from, || cancel.load(Ordering::Relaxed))).await
     }
 
     /// Files of settings that are ours, and a directory for the socket that only the server's user and root enter.

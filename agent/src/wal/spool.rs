@@ -18,7 +18,10 @@ use std::{
     io::Seek as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::sync::watch;
 
@@ -82,6 +85,8 @@ pub(super) struct Spool {
     keys: Arc<VaultKeys>,
     limit: u64,
     index: Mutex<Index>,
+    /// A sync failed: what the system then says of later ones is not believed, and nothing is taken in until a restart.
+    is_broken: AtomicBool,
     changes: watch::Sender<u64>,
 }
 
@@ -113,6 +118,7 @@ impl Spool {
             keys,
             limit,
             index: Mutex::new(index),
+            is_broken: AtomicBool::new(false),
             changes: watch::Sender::new(0),
         })
     }
@@ -148,7 +154,7 @@ impl Spool {
 
     /// Whether it could ever take a file of that length.
     pub fn could_take(&self, len: u64) -> bool {
-        room_for(len) <= self.limit
+        !self.is_broken.load(Ordering::Relaxed) && room_for(len) <= self.limit
     }
 
     /// Changes when a file came or went.
@@ -176,7 +182,7 @@ impl Spool {
         self.check_room(from.len)?;
         let name = from.name.to_string();
         let unfinished = self.dir.join(format!("{name}{UNFINISHED}"));
-        let note = spooled::write(sealing, from, system_id, &unfinished)?;
+        let note = self.synced(spooled::write(sealing, from, system_id, &unfinished))?;
         tracing::debug!(target: "holdfast::phase", phase = "spool-rename");
         let path = self.dir.join(&name);
         let disk = fs::metadata(&unfinished)
@@ -186,7 +192,7 @@ impl Spool {
             // Under the lock, so that who removes a file by its generation removes that very file.
             let mut index = self.index.lock();
             rustix::fs::rename(&unfinished, &path).map_err(AgentError::io("rename", &unfinished))?;
-            sync(&self.dir)?;
+            self.synced(sync(&self.dir))?;
             index.generation += 1;
             let held = Held {
                 generation: index.generation,
@@ -203,6 +209,15 @@ impl Spool {
         self.changes.send_modify(|count| *count += 1);
         tracing::debug!(target: "holdfast::phase", phase = "spool-kept");
         Ok(())
+    }
+
+    /// Remembers that a sync failed.
+    fn synced<T>(&self, outcome: Result<T>) -> Result<T> {
+        if let Err(error @ AgentError::Io { action: "sync", .. }) = &outcome {
+            tracing::error!(%error, "the WAL spool takes nothing more until the agent is started again");
+            self.is_broken.store(true, Ordering::Relaxed);
+        }
+        outcome
     }
 
     fn check_room(&self, len: u64) -> Result<()> {

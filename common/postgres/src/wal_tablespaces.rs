@@ -5,7 +5,7 @@
 //! origin looks for such records first. Source: the page and record headers as `pg_waldump` reads them; the numbers of
 //! resource managers and records are the same in all known versions.
 
-use crate::version::PgVersion;
+use crate::{lsn::Lsn, version::PgVersion};
 
 /// Flag of a page: it begins with the rest of a record.
 const CONTINUES: u16 = 1;
@@ -44,16 +44,29 @@ struct Pending {
     head: Vec<u8>,
     /// Bytes that are still to come.
     left: usize,
+    /// It is replayed.
+    is_wanted: bool,
 }
 
 /// Looks through the pages of segments, one after the other.
 #[derive(Debug, Default)]
 pub struct TablespaceScan {
+    /// Records that begin before are not replayed.
+    from: u64,
     pending: Option<Pending>,
     found: Vec<MadeTablespace>,
 }
 
 impl TablespaceScan {
+    /// Of what is replayed from that position on: where a recovery begins, most often in the middle of a segment.
+    #[must_use]
+    pub fn replayed_from(position: Lsn) -> Self {
+        Self {
+            from: position.0,
+            ..Self::default()
+        }
+    }
+
     /// Looks through the page at a position. False: no WAL follows in this segment.
     pub fn page(&mut self, page: &[u8], position: u64) -> bool {
         let Some((header, continued)) = header(page, position) else {
@@ -81,6 +94,7 @@ impl TablespaceScan {
             let pending = Pending {
                 head: Vec::with_capacity(RECORD_HEADER),
                 left: len,
+                is_wanted: position + at as u64 >= self.from,
             };
             self.feed(pending, &rest[..here]);
             at += here.next_multiple_of(8);
@@ -115,7 +129,7 @@ impl TablespaceScan {
         pending.left = pending.left.saturating_sub(bytes.len());
         if pending.left > 0 {
             self.pending = Some(pending);
-        } else if makes_tablespace(&pending.head) {
+        } else if pending.is_wanted && makes_tablespace(&pending.head) {
             self.found.push(made(&pending.head));
         }
     }
@@ -273,6 +287,21 @@ mod tests {
             record(4, 0, b"/srv/database"),
         ];
         assert_eq!(scan(&pages(&records)), [made(16384, "/srv/a"), made(16385, "")]);
+    }
+
+    #[test]
+    fn what_was_made_before_the_recovery_begins_is_not_replayed() {
+        let records = [create(1, "/srv/before"), create(2, "/srv/behind")];
+        let second = START + (LONG_PAGE_HEADER + records[0].len().next_multiple_of(8)) as u64;
+        let found = |from| {
+            let mut scan = TablespaceScan::replayed_from(Lsn(from));
+            assert!(!scan.page(&pages(&records)[0], START));
+            scan.found().to_vec()
+        };
+        assert_eq!(found(second), [made(2, "/srv/behind")]);
+        assert_eq!(found(second - 8), [made(2, "/srv/behind")]);
+        assert_eq!(found(second + 8), []);
+        assert_eq!(found(START).len(), 2);
     }
 
     #[test]

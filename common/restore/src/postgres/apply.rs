@@ -78,8 +78,7 @@ pub(super) fn run(
         let is_whole = work.report.problems.count == 0;
         if is_whole {
             if request.guards_tablespaces {
-                let size = backup.manifest.wal_segment_size;
-                made_elsewhere::refuse(&plan, size, || options.cancel.load(Relaxed))?;
+                made_elsewhere::refuse(&plan, &backup.manifest, || options.cancel.load(Relaxed))?;
             }
             let to = way.as_ref().map(|way| &way.recovery);
             site.complete(&backup.label, map.as_deref(), &backup.control, owner, to)?;

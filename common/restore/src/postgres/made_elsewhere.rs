@@ -1,9 +1,11 @@
 //! Tablespaces that the WAL of a restored cluster makes: a server that replays it makes them where its origin has them, which
 //! on the origin's host is the origin's own directory.
 
-use super::{Begin, Plan, PostgresError};
+use super::{Manifest, Plan, PostgresError};
 use crate::{RestoreError, Result};
-use holdfast_postgres::{MadeTablespace, Segment, SegmentSize, TablespaceScan, WAL_HEADER_LEN, WalHeader};
+use holdfast_postgres::{
+    Lsn, MadeTablespace, Segment, SegmentSize, TablespaceScan, WAL_HEADER_LEN, WalHeader,
+};
 use std::{
     ffi::OsStr,
     fs::{self, File},
@@ -15,7 +17,7 @@ use std::{
 /// Read at a time.
 const READ: usize = 1 << 20;
 
-/// Those that lie outside of the data directory, or whose place cannot be read. What is no segment is left to the server,
+/// Those that lie outside of the data directory, or whose place cannot be read, in what is replayed from that position on. What is no segment is left to the server,
 /// which does not replay it. `is_cancelled` ends it; on a thread that may wait.
 ///
 /// # Errors
@@ -23,9 +25,10 @@ const READ: usize = 1 << 20;
 pub fn made_elsewhere(
     wal: &Path,
     size: SegmentSize,
+    from: Lsn,
     is_cancelled: impl Fn() -> bool,
 ) -> Result<Vec<MadeTablespace>> {
-    let mut scan = TablespaceScan::default();
+    let mut scan = TablespaceScan::replayed_from(from);
     for (segment, path) in segments(wal, size)? {
         if is_cancelled() {
             return Err(RestoreError::Interrupted);
@@ -40,12 +43,11 @@ pub fn made_elsewhere(
 }
 
 /// Refuses WAL that makes a tablespace where something lies that is not this cluster's.
-pub(super) fn refuse(plan: &Plan, size: SegmentSize, is_cancelled: impl Fn() -> bool) -> Result<()> {
-    if plan.begin == Begin::Replace {
-        // The cluster is the origin: what lies there is its own, and is made anew.
-        return Ok(());
-    }
-    for MadeTablespace { oid, location } in made_elsewhere(&plan.dir.join("pg_wal"), size, is_cancelled)? {
+///
+/// Also where a cluster is replaced: it may be a copy of the one whose tablespace lies there.
+pub(super) fn refuse(plan: &Plan, manifest: &Manifest, is_cancelled: impl Fn() -> bool) -> Result<()> {
+    let (wal, size) = (plan.dir.join("pg_wal"), manifest.wal_segment_size);
+    for MadeTablespace { oid, location } in made_elsewhere(&wal, size, manifest.start_lsn, is_cancelled)? {
         let place = location.map(|location| PathBuf::from(OsStr::from_bytes(&location)));
         let is_free = place.as_ref().is_some_and(|place| match fs::read_dir(place) {
             Ok(mut entries) => entries.next().is_none(),
