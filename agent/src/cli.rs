@@ -113,6 +113,9 @@ pub fn main() -> ExitCode {
     if let Command::Wal(command) = cli.command {
         return ExitCode::from(serve_wal(command));
     }
+    if matches!(cli.command, Command::Run { check: false, .. }) {
+        holdfast_core::give_freed_buffers_back();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("agent")
         .worker_threads(2)

@@ -6,6 +6,7 @@ pub mod load;
 pub mod measure;
 pub mod ours;
 pub mod peers;
+mod pgbackrest;
 mod place;
 pub mod postgres;
 pub mod replay;

@@ -27,7 +27,7 @@ pub use host_limits::{HostLimits, IoClass, nice_of_weight, weight_of_nice};
 pub use id::{
     ChunkId, ClusterId, IdError, JobId, PackId, RequestId, SessionId, SnapshotId, StoreId, VaultId,
 };
-pub use memory::keep_freed_buffers;
+pub use memory::{give_freed_buffers_back, keep_freed_buffers};
 pub use name::{Name, NameError, SourceRef};
 pub use names::Names;
 pub use size::Size;

@@ -1,13 +1,13 @@
 //! What a backup costs the server's clients: transactions of pgbench in a second while nothing else runs, and while a backup
 //! does, ours with and without limits beside pgBackRest's.
 
-use super::{measure, place::Place, run::Plan};
+use super::{measure, pgbackrest::PgBackRest, place::Place, run::Plan};
 use crate::{
-    harness::{Cluster, Options, Output, Process, Server, archiving, as_server},
+    harness::{Cluster, Options, Output, Process, Server, archiving},
     wait,
 };
 use std::{
-    fs::{self, File},
+    fs::File,
     io::Write as _,
     path::{Path, PathBuf},
     process::Command,
@@ -167,41 +167,8 @@ impl Bench {
 
     /// One into a new repository.
     fn theirs(&self) -> anyhow::Result<(Command, Option<Cluster>)> {
-        for dir in ["repository", "work"] {
-            let dir = self.base.join(dir);
-            let _ = fs::remove_dir_all(&dir);
-            Server::make_dir(&dir);
-        }
-        let connection = self.server.connection();
-        let value = |key: &str| {
-            let found = connection
-                .split(' ')
-                .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-            found.unwrap_or_default().to_owned()
-        };
-        let config = self.base.join("pgbackrest.conf");
-        fs::write(
-            &config,
-            format!(
-                "[global]\nrepo1-path={base}/repository\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=bench\nrepo1-bundle=y\n\
-                 compress-type=zst\ncompress-level=3\nprocess-max=2\nlog-level-console=error\nlog-level-file=off\n\
-                 lock-path={base}/work/lock\nspool-path={base}/work/spool\nstart-fast=y\narchive-check=n\n\n[main]\npg1-path={data}\n\
-                 pg1-port={port}\npg1-socket-path={host}\npg1-user={user}\n",
-                base = self.base.display(),
-                data = self.server.data().display(),
-                port = value("port"),
-                host = value("host"),
-                user = value("user"),
-            ),
-        )?;
-        let command = |what: &str| {
-            let mut command = as_server(&self.server, Path::new("/usr/bin/pgbackrest"));
-            command
-                .arg(format!("--config={}", config.display()))
-                .args(["--stanza=main", what]);
-            command
-        };
-        let _ = Output::of(command("stanza-create")).ok();
-        Ok((command("backup"), None))
+        let peer = PgBackRest::configure(&self.base, &self.server, "pgbackrest", "")?;
+        peer.create(&self.server)?;
+        Ok((peer.command(&self.server, &["backup"]), None))
     }
 }

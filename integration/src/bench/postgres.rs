@@ -1,21 +1,22 @@
-//! A PostgreSQL cluster, with pgBackRest and pg_basebackup beside: full backup, one after scattered updates, restore, restore
-//! in place over small damage, and the archiving of WAL that has piled up.
+//! A PostgreSQL cluster, with pgBackRest and pg_basebackup beside, and `zstd` over the same files: full backup, one after
+//! scattered updates, restore to memory and to disk, restore in place over small damage, and the archiving of WAL that has
+//! piled up.
+
+mod archive;
+mod restore;
 
 use super::{
     measure::{self, Cost, Resident},
+    pgbackrest::PgBackRest,
     place::Place,
     report::{Report, Row},
     run::Plan,
 };
-use crate::{
-    harness::{Cluster, Options, Server, archiving, as_server},
-    wait,
-};
-use anyhow::{Context as _, bail};
+use crate::harness::{Cluster, Options, Server, archiving};
+use anyhow::Context as _;
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
-    os::unix::fs::FileExt as _,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -29,10 +30,8 @@ const ROW_BYTES: u64 = 270;
 const UPDATED: u64 = 5_000;
 /// Segments of WAL that wait to be archived, at the full scale.
 const SEGMENTS: usize = 64;
-/// Places in the largest files that are overwritten before a restore in place.
-const DAMAGES: u64 = 50;
 /// The tools, ours first.
-const TOOLS: [Tool; 3] = [Tool::Holdfast, Tool::PgBackRest, Tool::BaseBackup];
+const TOOLS: [Tool; 4] = [Tool::Holdfast, Tool::PgBackRest, Tool::BaseBackup, Tool::Zstd];
 /// As orders are: numbers, times, names that recur, and text that hardly compresses.
 const ROW: &str = "i, 1 + i % 99991, now() - i * interval '1 second', (random() * 1e6)::numeric(12, 2), \
     (ARRAY['new','paid','packed','shipped','returned'])[1 + (random() * 4)::int], md5(i::text) || md5(random()::text), \
@@ -46,6 +45,8 @@ enum Tool {
     Holdfast,
     PgBackRest,
     BaseBackup,
+    /// What the machine can do: the same files in one stream through its compressor.
+    Zstd,
 }
 
 impl Tool {
@@ -54,6 +55,7 @@ impl Tool {
             Self::Holdfast => "holdfast",
             Self::PgBackRest => "pgbackrest",
             Self::BaseBackup => "pg_basebackup",
+            Self::Zstd => "zstd -2 -T2",
         }
     }
 }
@@ -66,7 +68,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
     let rows = ((ROWS as f64 * plan.scale) as u64).max(10_000);
     let segments = ((SEGMENTS as f64 * plan.scale) as usize).max(4);
     let mut plan = plan.clone();
-    plan.tools = Some(TOOLS.iter().map(|tool| tool.name().to_owned()).collect());
+    let names = TOOLS.iter().map(|tool| tool.name());
+    plan.tools = Some(names.chain(archive::MORE).map(str::to_owned).collect());
     let wal = segments as u64 * (32 << 20);
     let place = Place::take(&plan, rows * ROW_BYTES + wal, rows * ROW_BYTES + wal)?;
     let began = Instant::now();
@@ -74,6 +77,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
     Server::make_dir(&base);
     let server = server(&base, rows)?;
     let mut bench = Bench {
+        theirs: PgBackRest::configure(&base, &server, "pgbackrest", "")?,
         report: Report::new(&plan),
         base,
         server,
@@ -82,9 +86,14 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
         began,
         place,
     };
-    let bytes = measure::stored_bytes(bench.server.data());
+    let wal = measure::stored_bytes(&bench.server.data().join("pg_wal"));
+    let bytes = measure::stored_bytes(bench.server.data()) - wal;
     bench.report.sources.insert("postgres".into(), bytes);
-    bench.say(&format!("the cluster has {} MB", bytes / 1_000_000));
+    bench.say(&format!(
+        "a full backup reads the cluster's {} MB; beside them there are {} MB of WAL",
+        bytes / 1_000_000,
+        wal / 1_000_000
+    ));
     for round in 0..plan.rounds {
         if round > 0 && bench.began.elapsed() * (round as u32 + 1) / round as u32 > plan.time {
             bench.say("time is over");
@@ -129,6 +138,7 @@ fn server(base: &Path, rows: u64) -> anyhow::Result<Server> {
 }
 
 struct Bench {
+    theirs: PgBackRest,
     report: Report,
     base: PathBuf,
     server: Server,
@@ -154,30 +164,33 @@ impl Bench {
     }
 
     fn repository(&self, tool: Tool) -> PathBuf {
-        self.base.join(format!("{}-repository", tool.name()))
+        match tool {
+            Tool::Holdfast | Tool::PgBackRest => self.theirs.repository(),
+            Tool::BaseBackup => self.base.join("base-backup"),
+            Tool::Zstd => self.base.join("zstd"),
+        }
     }
 
     fn round(&mut self, number: usize) -> anyhow::Result<()> {
-        for tool in [Tool::PgBackRest, Tool::BaseBackup] {
+        for tool in [Tool::BaseBackup, Tool::Zstd] {
             let dir = self.repository(tool);
             let _ = fs::remove_dir_all(&dir);
             Server::make_dir(&dir);
         }
+        self.theirs.create(&self.server)?;
         let mut cluster = Cluster::start_with(Options {
             base: Some(self.place.dir.clone()),
             log: Some("warn".into()),
             ..Options::default()
         });
         let push = archiving::attach(&mut cluster, &self.server, &self.base);
-        let round = Round {
+        let mut round = Round {
             cluster,
             push,
             number,
         };
         let mut tools = TOOLS;
         tools.rotate_left(number % TOOLS.len());
-        self.write_config()?;
-        measure::run("pgbackrest", self.pgbackrest(&["stanza-create"]), &[])?;
         for tool in tools {
             let command = self.full(tool, &round);
             self.backup("full", tool, &round, command)?;
@@ -190,8 +203,8 @@ impl Bench {
         for tool in tools {
             let command = match tool {
                 Tool::Holdfast => self.full(tool, &round),
-                Tool::PgBackRest => self.pgbackrest(&["--type=incr", "backup"]),
-                Tool::BaseBackup => continue,
+                Tool::PgBackRest => self.theirs.command(&self.server, &["--type=incr", "backup"]),
+                Tool::BaseBackup | Tool::Zstd => continue,
             };
             self.backup("increment", tool, &round, command)?;
         }
@@ -199,7 +212,7 @@ impl Bench {
             self.restores(tool, &round)?;
         }
         for tool in tools {
-            self.archive(tool, &round)?;
+            self.archive(tool, &mut round)?;
         }
         Ok(())
     }
@@ -211,13 +224,24 @@ impl Bench {
                 command.args(["backup", "run", archiving::SOURCE, "--wait"]);
                 command
             }
-            Tool::PgBackRest => self.pgbackrest(&["--type=full", "backup"]),
+            Tool::PgBackRest => self.theirs.command(&self.server, &["--type=full", "backup"]),
             Tool::BaseBackup => {
                 let mut command = self.server.client("pg_basebackup");
                 command.args(["--format=tar", "--compress=server-zstd:3", "--checkpoint=fast"]);
                 command
                     .args(["--wal-method=fetch", "--pgdata"])
                     .arg(self.repository(tool).join("backup"));
+                command
+            }
+            Tool::Zstd => {
+                let mut command = Command::new("bash");
+                command.args([
+                    "-c",
+                    "set -o pipefail; tar -C \"$0\" --exclude=./pg_wal -cf - . | zstd -2 -T2 -q -o \"$1\" && sync \"$1\"",
+                ]);
+                command
+                    .arg(self.server.data())
+                    .arg(self.repository(tool).join("cluster.tar.zst"));
                 command
             }
         }
@@ -235,7 +259,7 @@ impl Bench {
         let before = self.stored(tool, round);
         let cost = measure::run(tool.name(), command, &residents(tool, &round.cluster, true))?;
         let stored = self.stored(tool, round) - before;
-        self.note(step, tool, cost, Some(stored));
+        self.note(step, tool.name(), cost, Some(stored));
         Ok(())
     }
 
@@ -246,124 +270,9 @@ impl Bench {
         }
     }
 
-    /// Restores to memory, then again over small damage.
-    fn restores(&mut self, tool: Tool, round: &Round) -> anyhow::Result<()> {
-        let to = self.place.restores.join("to");
-        for step in ["restore", "restore in place"] {
-            let in_place = step == "restore in place";
-            if in_place {
-                damage(&to)?;
-            } else {
-                Server::make_dir(&to);
-                self.place.warm(self.report.sources["postgres"])?;
-            }
-            rustix::fs::sync();
-            let mut command;
-            match tool {
-                Tool::Holdfast => {
-                    command = round.cluster.command(&round.cluster.binaries().ctl());
-                    let what = format!("{}@latest", archiving::SOURCE);
-                    command.args(["restore", &what, "--to"]).arg(&to);
-                    if in_place {
-                        command.arg("--in-place");
-                    }
-                }
-                Tool::PgBackRest => {
-                    let path = format!("--pg1-path={}", to.display());
-                    let delta = if in_place { "--delta" } else { "--no-delta" };
-                    command = self.pgbackrest(&[&path, delta, "restore"]);
-                }
-                Tool::BaseBackup if in_place => continue,
-                Tool::BaseBackup => {
-                    command = as_server(&self.server, Path::new("/bin/tar"));
-                    command.args(["-I", "zstd -T2", "-xf"]);
-                    command
-                        .arg(self.repository(tool).join("backup/base.tar.zst"))
-                        .arg("-C")
-                        .arg(&to);
-                }
-            }
-            let cost = measure::run(tool.name(), command, &residents(tool, &round.cluster, false))?;
-            self.note(step, tool, cost, None);
-        }
-        if tool == Tool::Holdfast && round.number == 0 {
-            let mut restored = Server::at(&to, &self.base.join("restored.socket"));
-            restored.start();
-            let found = restored.number("SELECT count(*) FROM orders");
-            restored.stop();
-            if found != i64::try_from(self.rows)? {
-                bail!("{found} rows of {} came back", self.rows);
-            }
-        }
-        fs::remove_dir_all(&to)?;
-        Ok(())
-    }
-
-    /// Lets WAL pile up, then lets the server archive it.
-    fn archive(&mut self, tool: Tool, round: &Round) -> anyhow::Result<()> {
-        let command = match tool {
-            Tool::Holdfast => round.push.clone(),
-            Tool::PgBackRest => format!(
-                "pgbackrest --config={} --stanza=main archive-push %p",
-                self.config().display()
-            ),
-            Tool::BaseBackup => return Ok(()),
-        };
-        self.pile_up()?;
-        rustix::fs::sync();
-        let before = self.stored(tool, round);
-        self.set_archive(&command);
-        let mut waiting = Command::new("bash");
-        waiting.args([
-            "-c",
-            "while compgen -G \"$0/*.ready\" >/dev/null; do sleep 0.02; done",
-        ]);
-        waiting.arg(self.status_dir());
-        let cost = measure::run(tool.name(), waiting, &residents(tool, &round.cluster, true))?;
-        let stored = self.stored(tool, round) - before;
-        self.set_archive("");
-        self.note("archive WAL", tool, cost, Some(stored));
-        Ok(())
-    }
-
-    fn status_dir(&self) -> PathBuf {
-        self.server.data().join("pg_wal/archive_status")
-    }
-
-    fn pile_up(&self) -> anyhow::Result<()> {
-        let waiting = || -> anyhow::Result<usize> {
-            let names = fs::read_dir(self.status_dir())?;
-            let ready = names
-                .flatten()
-                .filter(|entry| entry.file_name().to_string_lossy().ends_with(".ready"));
-            Ok(ready.count())
-        };
-        // What waited before goes nowhere, so that each tool gets as much.
-        self.set_archive("/bin/true");
-        wait::until("the archive to be empty", || {
-            waiting().is_ok_and(|count| count == 0).then_some(())
-        });
-        self.set_archive("");
-        while waiting()? < self.segments {
-            self.server.execute("CREATE TABLE load (LIKE orders)");
-            self.server.execute(&format!(
-                "INSERT INTO load SELECT {ROW} FROM generate_series(1, 200000) i"
-            ));
-            self.server.execute("DROP TABLE load");
-        }
-        Ok(())
-    }
-
-    fn set_archive(&self, command: &str) {
-        self.server
-            .execute(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
-        self.server.execute("SELECT pg_reload_conf()");
-    }
-
-    fn note(&mut self, step: &'static str, tool: Tool, cost: Cost, stored: Option<u64>) {
+    fn note(&mut self, step: &'static str, tool: &'static str, cost: Cost, stored: Option<u64>) {
         self.say(&format!(
-            "{step:<17} {:<14} {:7.2} s  {:7.2} CPU s  {}",
-            tool.name(),
+            "{step:<17} {tool:<16} {:7.2} s  {:7.2} CPU s  {}",
             cost.wall_s,
             cost.cpu_s,
             stored.map_or_else(String::new, |bytes| format!(
@@ -374,46 +283,9 @@ impl Bench {
         let row = Row {
             data: "postgres",
             step,
-            tool: tool.name(),
+            tool,
         };
         self.report.add(row, cost, stored, 0);
-    }
-
-    fn config(&self) -> PathBuf {
-        self.base.join("pgbackrest.conf")
-    }
-
-    /// As its users set it: encrypted, zstd at its level 3, small files bundled, both cores.
-    fn write_config(&self) -> anyhow::Result<()> {
-        let dir = self.base.join("pgbackrest-work");
-        Server::make_dir(&dir);
-        let connection = self.server.connection();
-        let value = |key: &str| {
-            let found = connection
-                .split(' ')
-                .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-            found.unwrap_or_default().to_owned()
-        };
-        let text = format!(
-            "[global]\nrepo1-path={repository}\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=bench\nrepo1-bundle=y\n\
-             repo1-retention-full=9\ncompress-type=zst\ncompress-level=3\nprocess-max=2\nlog-level-console=warn\n\
-             log-level-file=off\nlock-path={dir}/lock\nspool-path={dir}/spool\nstart-fast=y\narchive-check=n\n\n\
-             [main]\npg1-path={data}\npg1-port={port}\npg1-socket-path={host}\npg1-user={user}\n",
-            repository = self.repository(Tool::PgBackRest).display(),
-            dir = dir.display(),
-            data = self.server.data().display(),
-            port = value("port"),
-            host = value("host"),
-            user = value("user"),
-        );
-        Ok(fs::write(self.config(), text)?)
-    }
-
-    fn pgbackrest(&self, args: &[&str]) -> Command {
-        let mut command = as_server(&self.server, Path::new("/usr/bin/pgbackrest"));
-        command.arg(format!("--config={}", self.config().display()));
-        command.arg("--stanza=main").args(args);
-        command
     }
 }
 
@@ -432,31 +304,4 @@ fn residents(tool: Tool, cluster: &Cluster, with_agent: bool) -> Vec<Resident> {
         });
     }
     residents
-}
-
-/// Overwrites pages all over the largest files of a restored cluster.
-fn damage(dir: &Path) -> anyhow::Result<()> {
-    let mut files = Vec::new();
-    let mut pending = vec![dir.join("base")];
-    while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            let about = entry.metadata()?;
-            if about.is_dir() {
-                pending.push(entry.path());
-            } else if about.len() > 64 << 20 {
-                files.push((entry.path(), about.len()));
-            }
-        }
-    }
-    let mut noise = [0; 8192];
-    File::open("/dev/urandom")?.read_exact(&mut noise)?;
-    for (path, len) in &files {
-        let file = File::options().write(true).open(path)?;
-        let each = DAMAGES.div_ceil(files.len() as u64);
-        for at in 0..each {
-            file.write_all_at(&noise, (len / each * at) / 8192 * 8192)?;
-        }
-    }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 
 use super::{
     measure::{self, Resident},
+    pgbackrest::PgBackRest,
     place::Place,
     report::{Report, Row},
     run::Plan,
@@ -68,6 +69,10 @@ struct Bench {
     report: Report,
     cluster: Cluster,
     server: Server,
+    /// One segment for each call.
+    plain: PgBackRest,
+    /// Segments are fetched ahead.
+    ahead: PgBackRest,
     base: PathBuf,
     // After what lies in it.
     _place: Place,
@@ -77,9 +82,6 @@ impl Bench {
     /// A server that archives to both, and a copy of it as it was at the beginning.
     fn prepare(plan: &Plan, place: Place, base: PathBuf) -> anyhow::Result<Self> {
         let mut server = Server::init(&base, "main");
-        for dir in ["repository", "work"] {
-            Server::make_dir(&base.join(dir));
-        }
         let mut cluster = Cluster::start_with(Options {
             base: Some(place.dir.clone()),
             log: Some("warn".into()),
@@ -89,12 +91,13 @@ impl Bench {
         let mut bench = Self {
             report: Report::new(plan),
             cluster,
+            plain: PgBackRest::configure(&base, &server, "pgbackrest", "")?,
+            ahead: PgBackRest::configure(&base, &server, "pgbackrest-async", "archive-async=y\n")?,
             base,
             server: Server::at(server.data(), server.data()),
             _place: place,
         };
-        bench.write_configs(&server)?;
-        let theirs = bench.pgbackrest("pgbackrest", "archive-push %p");
+        let theirs = bench.plain.line("archive-push %p");
         let settings = format!(
             "archive_mode = on\narchive_command = '{push} && {theirs}'\nwal_level = replica\nautovacuum = off\nmax_wal_size = '4GB'\n\
              shared_buffers = '512MB'\n"
@@ -104,10 +107,7 @@ impl Bench {
             .open(server.data().join("postgresql.conf"))?
             .write_all(settings.as_bytes())?;
         server.start();
-        let mut create = as_server(&server, Path::new("/usr/bin/pgbackrest"));
-        create.arg(format!("--config={}", bench.config("pgbackrest").display()));
-        create.args(["--stanza=main", "stanza-create"]);
-        let _ = Output::of(create).ok();
+        bench.plain.create(&server)?;
         server.execute(
             "CREATE TABLE orders (id bigint, at timestamptz, amount numeric, token text, note text)",
         );
@@ -157,7 +157,14 @@ impl Bench {
                 self.base.join("holdfast-agent").display(),
                 self.base.join("agent.sock").display()
             ),
-            _ => self.pgbackrest(tool, &format!("--pg1-path={} archive-get %f %p", data.display())),
+            _ => {
+                let peer = if tool == "pgbackrest" {
+                    &self.plain
+                } else {
+                    &self.ahead
+                };
+                peer.line(&format!("--pg1-path={} archive-get %f %p", data.display()))
+            }
         };
         let settings = format!(
             "\nrestore_command = '{fetch}'\nrecovery_target_name = '{POINT}'\nrecovery_target_action = shutdown\narchive_mode = off\n"
@@ -170,7 +177,7 @@ impl Bench {
         signal.arg(data.join("recovery.signal"));
         let _ = Output::of(signal).ok();
         measure::read_all(&self.cluster.store_dir())?;
-        measure::read_all(&self.base.join("repository"))?;
+        measure::read_all(&self.plain.repository())?;
         rustix::fs::sync();
         let log = self.base.join("replayed.log");
         let mut command = as_server(&self.server, Path::new("/usr/lib/postgresql/15/bin/postgres"));
@@ -211,41 +218,5 @@ impl Bench {
             resident("controller", self.cluster.controller().pid()),
             resident("agent", self.cluster.agent_process(archiving::AGENT).pid()),
         ]
-    }
-
-    fn config(&self, tool: &str) -> PathBuf {
-        self.base.join(format!("{}.conf", tool.replace(' ', "-")))
-    }
-
-    /// Both ways to use it, over one repository.
-    fn write_configs(&self, server: &Server) -> anyhow::Result<()> {
-        let socket = server.connection();
-        let value = |key: &str| {
-            let found = socket
-                .split(' ')
-                .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-            found.unwrap_or_default().to_owned()
-        };
-        for (tool, more) in [("pgbackrest", ""), ("pgbackrest async", "archive-async=y\n")] {
-            let text = format!(
-                "[global]\nrepo1-path={base}/repository\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=bench\ncompress-type=zst\n\
-                 compress-level=3\nprocess-max=2\nlog-level-console=warn\nlog-level-file=off\nlock-path={base}/work/lock\n\
-                 spool-path={base}/work/spool\n{more}\n[main]\npg1-path={data}\npg1-port={port}\npg1-socket-path={host}\npg1-user={user}\n",
-                base = self.base.display(),
-                data = server.data().display(),
-                port = value("port"),
-                host = value("host"),
-                user = value("user"),
-            );
-            fs::write(self.config(tool), text)?;
-        }
-        Ok(())
-    }
-
-    fn pgbackrest(&self, tool: &str, what: &str) -> String {
-        format!(
-            "pgbackrest --config={} --stanza=main {what}",
-            self.config(tool).display()
-        )
     }
 }
