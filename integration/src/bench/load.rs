@@ -130,14 +130,17 @@ impl Bench {
         ]);
         let load = Process::start("pgbench", command, None);
         let done = || {
+            // Each transaction of pgbench takes one number; the statistics come late by up to seconds.
             self.server
-                .number("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
+                .number("SELECT txid_snapshot_xmax(txid_current_snapshot())")
         };
         let before = done();
         wait::until("transactions", || (done() > before + 1000).then_some(()));
         let (before, began) = (done(), Instant::now());
         match backup {
-            None => wait::pause_for(WINDOW),
+            None => {
+                let _ = wait::poll(WINDOW, || None::<()>);
+            }
             Some((command, _cluster)) => {
                 measure::run(beside.name(), command, &[])?;
             }

@@ -184,7 +184,9 @@ impl Bench {
         command
             .arg("-D")
             .arg(&data)
-            .args(["-c", "listen_addresses=", "-c", "unix_socket_directories="]);
+            .args(["-c", "listen_addresses=", "-c"])
+            // One that the server in production does not use: it cannot be without any.
+            .arg(format!("unix_socket_directories={}", data.display()));
         let mut shell = Command::new("bash");
         // Its end is that of a server that was told to stop there.
         shell.args(["-c", "\"$@\" > \"$0\" 2>&1; true"]).arg(&log);
