@@ -11,7 +11,7 @@ use crate::{
     remote::{GrpcRemote, Remote as _},
     wal::{
         cluster_files::{Candidate, ClusterFiles},
-        spool::{Held, Spool},
+        spool::{Fill, Held, Spool},
         spooled::Spooled,
     },
 };
@@ -28,7 +28,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// Files and bytes of one page: its two syncs and its entry in the catalog are shared by several segments.
 const PAGE_FILES: usize = 4;
@@ -37,8 +37,35 @@ const PAGE_BYTES: u64 = 64 << 20;
 const SENDERS: usize = 2;
 /// Pauses while no controller takes anything: the first and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Longest that the drain stands back while file after file comes into an empty spool: both would share the same cores and
+/// disk, and what the server waits for is what keeps its own disk from filling up.
+const STAND_BACK: Duration = Duration::from_secs(5);
+/// Nothing came for so long: that was all for now.
+const QUIET: Duration = Duration::from_millis(150);
+/// Where this share of the spool is full, room is made at once.
+const STAND_BACK_SHARE: u64 = 4;
 /// How often it is said that nothing can be sent.
 const SAID_EVERY: Duration = Duration::from_secs(60);
+
+/// Lets a server that hands in file after file go first, for a short while.
+async fn stand_back(spooling: &Spooling, changes: &mut watch::Receiver<u64>) {
+    let end = Instant::now() + STAND_BACK;
+    loop {
+        changes.borrow_and_update();
+        let Fill { bytes, limit, .. } = spooling.spool.fill();
+        if bytes > limit / STAND_BACK_SHARE || Instant::now() >= end {
+            return;
+        }
+        let more = tokio::select! {
+            () = spooling.stop.cancelled() => return,
+            more = tokio::time::timeout(QUIET, changes.changed()) => more,
+        };
+        // One that takes long is still coming.
+        if more.is_err() && spooling.writing.try_lock().is_ok() {
+            return;
+        }
+    }
+}
 
 /// A file on its way.
 struct Sending {
@@ -78,6 +105,7 @@ impl Archive {
                         () = spooling.stop.cancelled() => return,
                         _ = changes.changed() => {}
                     }
+                    stand_back(spooling, &mut changes).await;
                 }
                 Err(error) => {
                     if error.kind().is_transient() {
