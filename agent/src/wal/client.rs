@@ -9,20 +9,18 @@ use crate::error::{AgentError, Result};
 use holdfast_core::ErrorKind;
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::{
-    io::{AsyncReadExt as _, BufReader},
-    net::UnixStream,
-    time::Instant,
-};
+use tokio::{io::BufReader, net::UnixStream, time::Instant};
 
 /// Pause between tries to reach an agent that is not there.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How much longer than the agent itself a client waits for its answer.
 const GRACE: Duration = Duration::from_secs(30);
+/// Bytes that are taken over at a time.
+const BUFFER: usize = 256 << 10;
 /// Longest wait for the answer to a push.
 const PUSH_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -116,7 +114,7 @@ async fn fetched(fetch: &Fetch, patience: Duration) -> std::result::Result<bool,
         accept_loss: fetch.accept_loss,
     };
     let lost = |error| Failed { error, again: true };
-    let (mut input, answer) = ask(&fetch.socket, &request).await.map_err(lost)?;
+    let (input, answer) = ask(&fetch.socket, &request).await.map_err(lost)?;
     let len = match answer {
         Answer::File { len } => len,
         Answer::Absent => return Ok(false),
@@ -134,27 +132,36 @@ async fn fetched(fetch: &Fetch, patience: Duration) -> std::result::Result<bool,
             });
         }
     };
-    let written = write(&mut input, len, &fetch.path).await;
+    let written = write(input, len, &fetch.path);
     if written.is_err() {
         let _ = fs::remove_file(&fetch.path);
     }
     written.map(|()| true).map_err(lost)
 }
 
-async fn write(input: &mut BufReader<UnixStream>, len: u64, path: &Path) -> Result<()> {
-    let file = File::create(path).map_err(AgentError::io("make", path))?;
-    let mut file = tokio::fs::File::from_std(file);
-    let copied = tokio::io::copy(&mut input.take(len), &mut file)
-        .await
-        .map_err(AgentError::io("write", path))?;
-    tokio::io::AsyncWriteExt::flush(&mut file)
-        .await
-        .map_err(AgentError::io("write", path))?;
-    if copied == len {
-        Ok(())
-    } else {
-        Err(failure("it ended before the file did"))
+/// Writes what comes, on this thread: there is nothing else to do.
+fn write(input: BufReader<UnixStream>, len: u64, path: &Path) -> Result<()> {
+    let failed = |error| AgentError::io("write", path)(error);
+    let mut file = File::create(path).map_err(failed)?;
+    let begun = input.buffer().to_vec();
+    let begun = &begun[..begun.len().min(usize::try_from(len).unwrap_or(usize::MAX))];
+    file.write_all(begun).map_err(failed)?;
+    let mut input = input.into_inner().into_std().map_err(failed)?;
+    input.set_nonblocking(false).map_err(failed)?;
+    input.set_read_timeout(Some(GRACE)).map_err(failed)?;
+    let mut left = len - begun.len() as u64;
+    let mut buffer = vec![0; BUFFER];
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+        match input.read(&mut buffer[..most]).map_err(failed)? {
+            0 => return Err(failure("it ended before the file did")),
+            read => {
+                file.write_all(&buffer[..read]).map_err(failed)?;
+                left -= read as u64;
+            }
+        }
     }
+    Ok(())
 }
 
 async fn ask(socket: &Path, request: &Request) -> Result<(BufReader<UnixStream>, Answer)> {

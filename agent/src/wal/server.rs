@@ -16,14 +16,15 @@ use crate::{
 use holdfast_core::{ErrorKind, HasKind as _, NameError, SourceRef};
 use holdfast_net::client::ClientTls;
 use std::{
-    fs,
+    fs, io,
+    net::Shutdown,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 use tokio::{
-    io::{AsyncWriteExt as _, BufReader},
+    io::BufReader,
     net::{UnixListener, UnixStream},
     sync::Semaphore,
 };
@@ -41,6 +42,8 @@ const NAME_LOGGED: usize = 130;
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest that a push may take before the server is told to try again.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest that a client which gets a file may read nothing of it.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often sessions are looked at that nothing is appended to.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 
@@ -158,8 +161,8 @@ impl Service {
     }
 
     async fn answer(&self, connection: UnixStream, caller: u32) -> Result<()> {
-        let (input, mut output) = connection.into_split();
-        let request = tokio::time::timeout(ASK_TIMEOUT, receive(&mut BufReader::new(input)))
+        let mut output = connection;
+        let request = tokio::time::timeout(ASK_TIMEOUT, receive(&mut BufReader::new(&mut output)))
             .await
             .map_err(|_| failure(ErrorKind::Timeout, "it asked nothing in time"))??;
         match request {
@@ -189,15 +192,7 @@ impl Service {
                     Ok(Found::Absent) => send(&mut output, &Answer::Absent).await,
                     Ok(Found::File { file, len }) => {
                         send(&mut output, &Answer::File { len }).await?;
-                        let mut file = tokio::fs::File::from_std(file);
-                        tokio::time::timeout(PUSH_TIMEOUT, tokio::io::copy(&mut file, &mut output))
-                            .await
-                            .map_err(|_| failure(ErrorKind::Timeout, "it does not read what it asked for"))?
-                            .map_err(AgentError::io("send", Path::new(&name)))?;
-                        output
-                            .shutdown()
-                            .await
-                            .map_err(AgentError::io("send", Path::new(&name)))
+                        give(output, file, &name).await
                     }
                     Err(error) => send(&mut output, &failed(&source, &error)).await,
                 }
@@ -303,6 +298,22 @@ impl Service {
         let mut sections = self.config.postgres.iter();
         caller == 0 || sections.any(|(name, section)| caller::check(caller, section, name.as_str()).is_ok())
     }
+}
+
+/// Sends a file's bytes, from kernel to kernel: a server that recovers waits for each of them.
+async fn give(output: UnixStream, mut file: fs::File, name: &str) -> Result<()> {
+    let failed = |error| AgentError::io("send", Path::new(name))(error);
+    let mut output = output.into_std().map_err(failed)?;
+    output.set_nonblocking(false).map_err(failed)?;
+    output.set_write_timeout(Some(TAKE_TIMEOUT)).map_err(failed)?;
+    let given = tokio::task::spawn_blocking(move || {
+        io::copy(&mut file, &mut output)?;
+        output.shutdown(Shutdown::Write)
+    });
+    given
+        .await
+        .map_err(|error| AgentError::Internal(error.to_string()))?
+        .map_err(failed)
 }
 
 fn failure(kind: ErrorKind, why: &str) -> AgentError {

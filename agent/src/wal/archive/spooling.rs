@@ -44,7 +44,7 @@ pub(in crate::wal) struct Spooling {
     /// Ends all that goes on in the background.
     pub(super) stop: CancellationToken,
     /// Who holds it writes. True when nothing may be written any more.
-    writing: AsyncMutex<bool>,
+    pub(super) writing: AsyncMutex<bool>,
     is_ahead: AtomicBool,
     /// The controllers answered last time.
     pub(super) is_reachable: AtomicBool,
