@@ -101,12 +101,6 @@ impl Data {
         request: pb::OpenSessionRequest,
     ) -> Result<pb::OpenSessionResponse> {
         let source = wire::source(request.source)?;
-        if source.agent != peer.name {
-            return Err(Error::refused(
-                ErrorKind::Denied,
-                format!("agent {} does not serve {source}", peer.name),
-            ));
-        }
         let command = Command::OpenSession {
             session: SessionId::generate(),
             snapshot: SnapshotId::generate(),

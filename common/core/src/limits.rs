@@ -122,6 +122,9 @@ pub const JOURNAL_DIVERGENT_LISTED: usize = 8;
 pub const JOURNAL_NAME_MAX: usize = 64;
 /// Agents whose spools may hold WAL of one source: its members, and hosts that were joined anew; the record of a source stays short.
 pub const JOURNAL_TAILS_MAX: usize = 16;
+/// Members of a source beside its own agent: with hosts that are joined anew, their spools stay below `JOURNAL_TAILS_MAX`. Nobody has
+/// more standbys of one cluster that archive.
+pub const SOURCE_MEMBERS_MAX: usize = 8;
 /// Most names in one question to a journal.
 pub const JOURNAL_NAMES_ASKED: usize = 64;
 

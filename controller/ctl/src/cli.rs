@@ -260,6 +260,9 @@ pub(crate) enum BackupCommand {
     Run {
         /// Source, for example web1/uploads.
         source: SourceRef,
+        /// Which of a PostgreSQL source's members does it; otherwise its own agent, or while that is away a connected member.
+        #[arg(long)]
+        agent: Option<Name>,
         /// Wait for the end; exits with 3 when some of it could not be read.
         #[arg(long)]
         wait: bool,

@@ -59,8 +59,14 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         Command::Delete { kind, name } => apply::delete(&connect(config_dir).await?, kind, &name).await,
         Command::Get(args) => get::get(&connect(config_dir).await?, &args).await,
         Command::Describe(args) => get::describe(&connect(config_dir).await?, &args).await,
-        Command::Backup(BackupCommand::Run { source, wait, output }) => {
-            backup::run(&connect(config_dir).await?, &source, wait, output.output).await
+        Command::Backup(BackupCommand::Run {
+            source,
+            agent,
+            wait,
+            output,
+        }) => {
+            let wanted = backup::Wanted { source, agent };
+            backup::run(&connect(config_dir).await?, &wanted, wait, output.output).await
         }
         // What is written wrong is said before anyone is asked.
         Command::Restore(args) => {

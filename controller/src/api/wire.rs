@@ -82,12 +82,19 @@ fn postgres_spec(wire: v1::PostgresSpec) -> Result<PostgresSpec> {
     let v1::PostgresSpec {
         cluster,
         fast_checkpoint,
+        members,
     } = wire;
+    let parsed = |member: &String| {
+        member
+            .parse()
+            .map_err(|error: NameError| invalid(format!("spec.postgres.members: {error}")))
+    };
     Ok(PostgresSpec {
         cluster: cluster
             .parse()
             .map_err(|error: NameError| invalid(format!("spec.postgres.cluster: {error}")))?,
         fast_checkpoint,
+        members: members.iter().map(parsed).collect::<Result<_>>()?,
     })
 }
 
@@ -131,10 +138,12 @@ pub fn wire_postgres(spec: &PostgresSpec) -> v1::PostgresSpec {
     let PostgresSpec {
         cluster,
         fast_checkpoint,
+        members,
     } = spec;
     v1::PostgresSpec {
         cluster: cluster.to_string(),
         fast_checkpoint: *fast_checkpoint,
+        members: members.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -149,6 +149,9 @@ pub struct PostgresSpec {
     pub cluster: Name,
     /// Begin at once, with the I/O that takes; otherwise after the next spread checkpoint.
     pub fast_checkpoint: bool,
+    /// Agents beside the source's own whose servers are of the same cluster: primary and standbys share one archive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Name>,
 }
 
 /// One thing to protect.
@@ -192,6 +195,20 @@ pub struct Source {
     /// The last test restore of any of its snapshots that came to a verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_test: Option<TestSummary>,
+}
+
+impl Source {
+    /// The agents that may write to it: its own, then its members.
+    pub fn agents(&self) -> impl Iterator<Item = &Name> {
+        let members = self.postgres.iter().flat_map(|spec| &spec.members);
+        std::iter::once(&self.source.agent).chain(members)
+    }
+
+    /// Whether an agent backs it up and archives into its journal.
+    #[must_use]
+    pub fn is_served_by(&self, agent: &Name) -> bool {
+        self.agents().any(|serving| serving == agent)
+    }
 }
 
 /// Counts of one backup run; see `RunStats` in types.proto.

@@ -6,6 +6,7 @@ use super::{
     tails, wire,
 };
 use crate::{
+    api::wire::wire_postgres,
     catalog::{
         CatalogView, Command, NewFile, NewPage, Queries, Reply, keys,
         model::{Journal, JournalFile, JournalOutcome, Session},
@@ -26,12 +27,6 @@ impl Data {
         request: pb::OpenJournalRequest,
     ) -> Result<pb::OpenJournalResponse> {
         let source = wire::source(request.source)?;
-        if source.agent != peer.name {
-            return Err(Error::refused(
-                ErrorKind::Denied,
-                format!("agent {} does not serve {source}", peer.name),
-            ));
-        }
         let command = Command::OpenJournal {
             session: SessionId::generate(),
             source: source.clone(),
@@ -60,10 +55,7 @@ impl Data {
                 session: Bytes::copy_from_slice(session.id.as_bytes()),
                 fence: session.fence,
             }),
-            postgres: postgres.map(|spec| pb::PostgresSpec {
-                cluster: spec.cluster.to_string(),
-                fast_checkpoint: spec.fast_checkpoint,
-            }),
+            postgres: postgres.as_ref().map(wire_postgres),
             next_page,
             previous: previous_to_wire(&last_root),
             lease_ttl_ms: millis(limits::LEASE_TTL),
@@ -204,12 +196,6 @@ impl Data {
             is_open,
         } = request;
         let source = wire::source(source)?;
-        if source.agent != peer.name {
-            return Err(Error::refused(
-                ErrorKind::Denied,
-                format!("agent {} does not serve {source}", peer.name),
-            ));
-        }
         let mark = mark[..]
             .try_into()
             .map_err(|_| Error::refused(ErrorKind::Invalid, "the mark of a tail is not 16 bytes"))?;
@@ -328,6 +314,7 @@ pub(crate) fn journal_to_wire(journal: &Journal) -> pb::Journal {
         divergent,
         open_session,
         tails,
+        more_sessions,
     } = journal.clone();
     pb::Journal {
         system_id,
@@ -337,7 +324,7 @@ pub(crate) fn journal_to_wire(journal: &Journal) -> pb::Journal {
         last_file,
         last_at,
         divergent,
-        is_open: open_session.is_some(),
+        is_open: open_session.is_some() || !more_sessions.is_empty(),
         spooled_at: tails.into_iter().map(|tail| tail.agent.to_string()).collect(),
     }
 }

@@ -22,7 +22,8 @@ pub(crate) async fn ask(
     let mut tails = Vec::new();
     for tail in journal.map(|journal| journal.tails).unwrap_or_default() {
         let report = fleet.ask_queues(&tail.agent).await;
-        let queue = queue_of(report.as_ref(), source).filter(|queue| queue.mark == tail.mark[..]);
+        let queue =
+            queue_of(report.as_ref(), &tail.agent, source).filter(|queue| queue.mark == tail.mark[..]);
         let is_own = asking == Some(&tail.agent);
         if is_own && queue.is_some() {
             continue;
@@ -70,12 +71,19 @@ fn judge(has_answered: bool, queue: Option<&Queue>) -> (bool, String) {
     }
 }
 
-/// What a report says of a source.
-pub(crate) fn queue_of<'r>(report: Option<&'r QueueReport>, source: &SourceRef) -> Option<&'r Queue> {
-    report?
-        .queues
-        .iter()
-        .find(|queue| queue.source == source.source.as_str())
+/// What an agent's report says of a source: by its name alone if it is the agent's own, else by all of its address.
+pub(crate) fn queue_of<'r>(
+    report: Option<&'r QueueReport>,
+    agent: &Name,
+    source: &SourceRef,
+) -> Option<&'r Queue> {
+    let address = source.to_string();
+    let name = if source.agent == *agent {
+        source.source.as_str()
+    } else {
+        &address
+    };
+    report?.queues.iter().find(|queue| queue.source == name)
 }
 
 #[cfg(test)]
@@ -94,5 +102,26 @@ mod tests {
         assert!(judge(true, Some(&queue(1, 0))).0);
         assert!(judge(true, Some(&queue(0, 1))).0);
         assert!(!judge(true, Some(&queue(0, 0))).0);
+    }
+
+    #[test]
+    fn an_agents_own_source_is_not_taken_for_that_of_which_it_is_a_member() {
+        let report = QueueReport {
+            question: 0,
+            queues: [("main", 1), ("db1/main", 2)]
+                .map(|(source, spool_files)| Queue {
+                    source: source.into(),
+                    spool_files,
+                    ..Queue::default()
+                })
+                .into(),
+        };
+        let files = |agent: &str, source: &str| {
+            queue_of(Some(&report), &agent.parse().unwrap(), &source.parse().unwrap())
+                .map(|queue| queue.spool_files)
+        };
+        assert_eq!(files("db2", "db2/main"), Some(1));
+        assert_eq!(files("db2", "db1/main"), Some(2));
+        assert_eq!(files("db2", "db3/main"), None);
     }
 }

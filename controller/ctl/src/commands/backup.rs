@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     output::{self, Format},
 };
-use holdfast_core::SourceRef;
+use holdfast_core::{Name, SourceRef};
 use holdfast_proto::v1;
 use serde::Serialize;
 
@@ -15,10 +15,18 @@ struct Started {
     job: holdfast_core::JobId,
 }
 
-pub(super) async fn run(cluster: &Cluster, source: &SourceRef, wait: bool, format: Format) -> Result<()> {
+/// What is to be backed up, and by whom if that was said.
+pub(super) struct Wanted {
+    pub source: SourceRef,
+    pub agent: Option<Name>,
+}
+
+pub(super) async fn run(cluster: &Cluster, wanted: &Wanted, wait: bool, format: Format) -> Result<()> {
+    let Wanted { source, agent } = wanted;
     let request = v1::RunBackupRequest {
         request_id: request_id(),
         source: Some(wire_source(source)),
+        agent: agent.as_ref().map_or_else(String::new, ToString::to_string),
     };
     let answer = retry(|| {
         let (mut control, request) = (cluster.control(), request.clone());
@@ -27,6 +35,13 @@ pub(super) async fn run(cluster: &Cluster, source: &SourceRef, wait: bool, forma
     .await?
     .into_inner();
     let job = job_id(&answer.job)?;
+    // Controllers of before members do not say who it is.
+    if agent.is_none() && !answer.agent.is_empty() && answer.agent != source.agent.as_str() {
+        eprintln!(
+            "note: agent {} is not connected; {}, a member of {source}, backs it up",
+            source.agent, answer.agent
+        );
+    }
     if wait {
         return job::finish(job::follow(cluster, job).await?, format);
     }

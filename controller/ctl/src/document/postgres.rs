@@ -14,6 +14,9 @@ pub(super) struct Postgres {
     /// Begin at once instead of after the next spread checkpoint.
     #[serde(default, alias = "fastCheckpoint")]
     fast_checkpoint: bool,
+    /// Agents beside the source's own whose servers are of the same cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    members: Vec<Name>,
 }
 
 impl Postgres {
@@ -22,7 +25,13 @@ impl Postgres {
         PostgresSpec {
             cluster: self.cluster.as_ref().unwrap_or(&source.source).to_string(),
             fast_checkpoint: self.fast_checkpoint,
+            members: self.others(source).map(ToString::to_string).collect(),
         }
+    }
+
+    /// The members that are not the source's own agent, which always is one and may be named.
+    fn others<'a>(&'a self, source: &'a SourceRef) -> impl Iterator<Item = &'a Name> {
+        self.members.iter().filter(|member| **member != source.agent)
     }
 
     /// With what was left out, so that both ways of writing it are the same document.
@@ -30,6 +39,7 @@ impl Postgres {
         Self {
             cluster: Some(self.cluster.clone().unwrap_or_else(|| source.source.clone())),
             fast_checkpoint: self.fast_checkpoint,
+            members: self.others(source).cloned().collect(),
         }
     }
 }
@@ -69,6 +79,23 @@ mod tests {
             spec(&plain.replace("{}", "{cluster: '15'}")),
             ("15".into(), false)
         );
+    }
+
+    #[test]
+    fn the_sources_own_agent_may_be_named_among_its_members() {
+        let members = |list: &str| {
+            let text = GOOD.replace("cluster: main", &format!("members: {list}"));
+            let document = parse(&text).unwrap().remove(0);
+            match document.spec().unwrap() {
+                SourceSpec::Postgres(spec) => (spec.members, document.to_json().unwrap()),
+                SourceSpec::Files(_) => panic!("a PostgreSQL source was written"),
+            }
+        };
+        assert_eq!(members("[db1, db2]"), members("[db2]"));
+        assert_eq!(members("[db2, db3]").0, ["db2", "db3"]);
+        assert_eq!(members("[]"), members("[db1]"));
+        assert!(!members("[db1]").1.contains("members"));
+        assert!(parse(&GOOD.replace("cluster: main", "members: ['a/b']")).is_err());
     }
 
     #[test]

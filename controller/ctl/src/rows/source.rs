@@ -16,6 +16,9 @@ pub(crate) struct SourceRow {
     pub(crate) name: SourceRef,
     /// `files` or `postgres`.
     kind: &'static str,
+    /// Agents that back it up and archive for it beside its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<String>,
     snapshots: u64,
     pub(crate) latest_snapshot: Option<SnapshotId>,
     latest_at: Option<String>,
@@ -108,6 +111,7 @@ impl TryFrom<v1::Source> for SourceRow {
         Ok(Self {
             name: source(r#ref)?,
             kind: if postgres.is_some() { "postgres" } else { "files" },
+            members: postgres.map(|spec| spec.members).unwrap_or_default(),
             snapshots,
             latest_snapshot: optional_id(&latest_snapshot)?,
             latest_at: time(latest_at),
@@ -133,6 +137,7 @@ impl Row for SourceRow {
         "RUNNING",
         "LATEST SNAPSHOT",
         "TESTED",
+        "MEMBERS",
     ];
     const NARROW: usize = 5;
 
@@ -151,6 +156,11 @@ impl Row for SourceRow {
             self.last_test
                 .as_ref()
                 .map_or_else(|| "-".into(), TestSummaryRow::short),
+            if self.members.is_empty() {
+                "-".into()
+            } else {
+                self.members.join(",")
+            },
         ]
     }
 }

@@ -5,12 +5,12 @@ use crate::{
     api::wire::{id, restore_spec, source_ref, test_restore_spec, wire_job},
     catalog::{
         Actor, Command, Queries as _, Reply,
-        model::{Job, JobWork, Snapshot},
+        model::{Job, JobWork, Snapshot, Source},
     },
     error::{Error, Result},
 };
 use futures::{StreamExt as _, stream::BoxStream};
-use holdfast_core::{ErrorKind, JobId, Name};
+use holdfast_core::{ErrorKind, JobId, Name, SourceRef};
 use holdfast_proto::v1;
 use std::time::Duration;
 
@@ -23,9 +23,16 @@ impl Control {
         actor: Actor,
         request: v1::RunBackupRequest,
     ) -> Result<v1::RunBackupResponse> {
-        let v1::RunBackupRequest { request_id, source } = request;
+        let v1::RunBackupRequest {
+            request_id,
+            source,
+            agent,
+        } = request;
         let source = source_ref(source.as_ref())?;
-        let agent = source.agent.clone();
+        let agent = match agent.as_str() {
+            "" => self.who_backs_up(&source).await?,
+            named => name_of(named)?,
+        };
         let command = Command::CreateJob {
             job: JobId::generate(),
             work: JobWork::Backup,
@@ -35,7 +42,16 @@ impl Control {
         let job = self.create(actor, &request_id, command).await?;
         Ok(v1::RunBackupResponse {
             job: job.id.as_bytes().to_vec().into(),
+            agent: job.agent.to_string(),
         })
+    }
+
+    /// The source's own agent; while that is away, a member that is not.
+    async fn who_backs_up(&self, name: &SourceRef) -> Result<Name> {
+        let source = self.catalog.read().await?.source(name)?;
+        let mut agents = source.iter().flat_map(Source::agents);
+        let connected = agents.find(|agent| self.fleet.is_connected(agent));
+        Ok(connected.unwrap_or(&name.agent).clone())
     }
 
     pub(super) async fn run_check(

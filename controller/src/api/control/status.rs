@@ -96,9 +96,10 @@ impl Control {
                     return Ok(());
                 }
                 let name = &source.source;
-                let report = self.fleet.queues(&name.agent);
                 for tail in source.journal.iter().flat_map(|journal| &journal.tails) {
-                    let queue = queue_of(report.as_ref(), name).filter(|queue| queue.mark == tail.mark[..]);
+                    let report = self.fleet.queues(&tail.agent);
+                    let queue = queue_of(report.as_ref(), &tail.agent, name)
+                        .filter(|queue| queue.mark == tail.mark[..]);
                     if queue.is_none() {
                         warnings.push(format!(
                             "{name}: the spool of agent {}, which is away or was lost, may hold WAL that is not here; to recover \
@@ -107,9 +108,18 @@ impl Control {
                         ));
                     }
                 }
-                let queue = queue_of(report.as_ref(), name);
-                let alerts = queue.map(|queue| queue.alerts.as_slice()).unwrap_or_default();
-                warnings.extend(alerts.iter().map(|alert| format!("{name}: {alert}")));
+                for agent in source.agents() {
+                    let report = self.fleet.queues(agent);
+                    let alerts = queue_of(report.as_ref(), agent, name).map(|queue| queue.alerts.as_slice());
+                    // Whose it is need not be said of the source's own.
+                    let whose = if *agent == name.agent {
+                        String::new()
+                    } else {
+                        format!(" at {agent}")
+                    };
+                    let alerts = alerts.unwrap_or_default().iter();
+                    warnings.extend(alerts.map(|alert| format!("{name}{whose}: {alert}")));
+                }
             }
             after = page.next;
             if after.is_none() {

@@ -39,12 +39,7 @@ pub(super) fn create<R: Read>(
             let Some(mut source) = cx.txn.source(source_name)? else {
                 return refuse(ErrorKind::NotFound, format!("there is no source {source_name}"));
             };
-            if *agent != source_name.agent {
-                return refuse(
-                    ErrorKind::Invalid,
-                    format!("source {source_name} is not served by agent {agent}"),
-                );
-            }
+            sessions::check_serves(&source, agent)?;
             if let Some(job) = source.active_job {
                 return refuse(
                     ErrorKind::Conflict,
@@ -69,12 +64,7 @@ pub(super) fn create<R: Read>(
                     format!("source {source_name} is of files; only PostgreSQL sources are checked"),
                 );
             }
-            if *agent != source_name.agent {
-                return refuse(
-                    ErrorKind::Invalid,
-                    format!("source {source_name} is not served by agent {agent}"),
-                );
-            }
+            sessions::check_serves(&source, agent)?;
         }
         JobWork::TestRestore(spec) => test_restores::check(cx, source_name, spec)?,
         JobWork::Restore(spec) => {

@@ -30,6 +30,7 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
             ),
         );
     };
+    sessions::check_serves(&source, new.agent)?;
     if source.postgres.is_none() {
         return refuse(
             ErrorKind::Invalid,
@@ -45,10 +46,18 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
         .unwrap_or_else(|| Journal::new(new.system_id));
     let may_rebind = journal.tails.is_empty();
     bind(&mut journal, new.source, new.system_id, may_rebind)?;
-    if let Some(open) = journal.open_session.take()
-        && let Some(before) = cx.txn.session(open)?
-        && before.state == SessionState::Open
-    {
+    // Members append side by side: a page that does not follow the last one is refused, whoever hands it in.
+    let others: Vec<SessionId> = journal.sessions().collect();
+    for other in others {
+        let before = cx.txn.session(other)?;
+        let before = before.filter(|before| before.state == SessionState::Open);
+        if let Some(before) = &before
+            && before.agent != *new.agent
+        {
+            continue;
+        }
+        journal.remove_session(other);
+        let Some(before) = before else { continue };
         // The answer may have been lost on its way to the very same call.
         if before.id == new.session {
             return Ok(opened(before, &journal));
@@ -79,7 +88,7 @@ pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Ou
         packs: 0,
         is_journal: true,
     };
-    journal.open_session = Some(session.id);
+    journal.add_session(session.id);
     let reply = opened(session.clone(), &journal);
     source.journal = Some(journal);
     cx.txn.put(keys::source(new.source), &source)?;

@@ -5,7 +5,7 @@ use crate::catalog::{
     command::{PackOutcome, PackRegistration, Refusal, Reply},
     keys,
     kv::Read,
-    model::{JobState, JobWork, Pack, Session, SessionState, VaultUse},
+    model::{JobState, JobWork, Pack, Session, SessionState, Source, VaultUse},
     query::{PackPlace, Queries},
 };
 use holdfast_core::{ErrorKind, JobId, Name, PackId, SessionId, SnapshotId, SourceRef, VaultId, limits};
@@ -39,11 +39,27 @@ pub(super) fn may_open<R: Read>(cx: &Context<'_, '_, R>, name: &Name, incarnatio
     }
 }
 
+/// Refused unless the agent is the source's own, or a member.
+pub(super) fn check_serves(source: &Source, agent: &Name) -> Outcome<()> {
+    if source.is_served_by(agent) {
+        return Ok(());
+    }
+    refuse(
+        ErrorKind::Denied,
+        format!(
+            "agent {agent} does not serve {}; if its server is of the same PostgreSQL cluster, name it in the source's \
+             `postgres: {{members: [{agent}]}}`",
+            source.source
+        ),
+    )
+}
+
 pub(super) fn open<R: Read>(cx: &mut Context<'_, '_, R>, new: Opening<'_>) -> Outcome {
     let vault = may_open(cx, new.agent, new.incarnation)?;
     let Some(mut source) = cx.txn.source(new.source)? else {
         return refuse(ErrorKind::NotFound, format!("there is no source {}", new.source));
     };
+    check_serves(&source, new.agent)?;
     let Some(mut job) = cx.txn.job(new.job)? else {
         return refuse(ErrorKind::NotFound, format!("there is no job {}", new.job));
     };
@@ -182,13 +198,8 @@ pub(super) fn end<R: Read>(
         if is_its {
             source.open_session = None;
         }
-        if let Some(journal) = source
-            .journal
-            .as_mut()
-            .filter(|journal| journal.open_session == Some(session.id))
-        {
-            journal.open_session = None;
-            is_its = true;
+        if let Some(journal) = source.journal.as_mut() {
+            is_its |= journal.remove_session(session.id);
         }
         if is_its {
             cx.txn.put(keys::source(&session.source), &source)?;

@@ -1,14 +1,15 @@
 //! Sources: what is to be protected.
 
-use super::{Context, Outcome, refuse};
+use super::{Context, Outcome, refuse, sessions};
 use crate::catalog::{
     command::Reply,
     keys,
     kv::Read,
-    model::{FilesSpec, PostgresSpec, Source},
+    model::{FilesSpec, Journal, PostgresSpec, SessionState, Source},
     query::Queries,
 };
-use holdfast_core::{ErrorKind, HostLimits, SourceRef};
+use holdfast_core::{ErrorKind, HostLimits, Name, SessionId, SourceRef, VaultId, limits};
+use std::collections::BTreeSet;
 
 /// Longest document of one source, in bytes.
 const DOCUMENT_MAX: usize = 64 * 1024;
@@ -49,7 +50,7 @@ pub(super) fn put<R: Read>(
     if let Err(why) = limits.check() {
         return refuse(ErrorKind::Invalid, format!("source {name}: {why}"));
     }
-    if cx.txn.agent(&name.agent)?.is_none() {
+    let Some(owner) = cx.txn.agent(&name.agent)? else {
         return refuse(
             ErrorKind::NotFound,
             format!(
@@ -57,6 +58,10 @@ pub(super) fn put<R: Read>(
                 name.agent, name.agent
             ),
         );
+    };
+    let vault = owner.vault;
+    if let Some(spec) = postgres {
+        check_members(cx, name, vault, &spec.members)?;
     }
     let before = cx.txn.source(name)?;
     let created = before.is_none();
@@ -90,8 +95,75 @@ pub(super) fn put<R: Read>(
         source.limits = *limits;
         source.changed_at = cx.now;
         cx.txn.put(keys::source(name), &source)?;
+        end_others(cx, &source)?;
     }
     Ok(Reply::Put { created, changed })
+}
+
+/// Members write into the source's vault, so they must hold its keys already: these come with the token of a host that joins.
+fn check_members<R: Read>(
+    cx: &Context<'_, '_, R>,
+    name: &SourceRef,
+    vault: VaultId,
+    members: &[Name],
+) -> Outcome<()> {
+    if members.len() > limits::SOURCE_MEMBERS_MAX {
+        return refuse(
+            ErrorKind::TooLarge,
+            format!(
+                "source {name} has {} members; at most {} are allowed",
+                members.len(),
+                limits::SOURCE_MEMBERS_MAX
+            ),
+        );
+    }
+    let different: BTreeSet<&Name> = members.iter().chain([&name.agent]).collect();
+    if different.len() <= members.len() {
+        return refuse(
+            ErrorKind::Invalid,
+            format!("source {name}: name each member once, and without its own agent, which is always one"),
+        );
+    }
+    for member in members {
+        let Some(agent) = cx.txn.agent(member)? else {
+            return refuse(
+                ErrorKind::NotFound,
+                format!(
+                    "source {name}: there is no agent {member} to be its member; let it join the vault of {} first: holdfastctl \
+                     token create {member} --vault VAULT (`get agents` shows which that is)",
+                    name.agent
+                ),
+            );
+        };
+        if agent.vault != vault {
+            return refuse(
+                ErrorKind::Invalid,
+                format!(
+                    "source {name}: agent {member} is of another vault than {}, so neither could read what the other backs up; \
+                     let a new agent join on that host: holdfastctl token create NAME --vault VAULT (`get agents` shows which \
+                     {} has)",
+                    name.agent, name.agent
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Ends what agents do that were members until now. A spool that they have stays known: what waits there was called archived.
+fn end_others<R: Read>(cx: &mut Context<'_, '_, R>, source: &Source) -> Outcome<()> {
+    let of_journal = source.journal.iter().flat_map(Journal::sessions);
+    let open: Vec<SessionId> = of_journal.chain(source.open_session).collect();
+    for id in open {
+        if let Some(session) = cx.txn.session(id)?
+            && session.state == SessionState::Open
+            && !source.is_served_by(&session.agent)
+        {
+            let reason = format!("its agent is no member of {} any more", source.source);
+            sessions::end(cx, session, SessionState::Closed, &reason)?;
+        }
+    }
+    Ok(())
 }
 
 /// Refused while anything of it is left: a forgotten source would leave snapshots that nobody can address.

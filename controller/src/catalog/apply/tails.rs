@@ -1,6 +1,6 @@
 //! Tails of journals: which agents may hold WAL in their spools that the journal does not hold yet.
 
-use super::{Context, Outcome, journal, refuse};
+use super::{Context, Outcome, journal, refuse, sessions};
 use crate::catalog::{
     command::Reply,
     keys,
@@ -37,6 +37,7 @@ pub(super) fn open<R: Read>(
             format!("there is no source {name}; make one first: holdfastctl apply -f FILE"),
         );
     };
+    sessions::check_serves(&source, mark.agent)?;
     if source.postgres.is_none() {
         return refuse(
             ErrorKind::Invalid,

@@ -16,6 +16,7 @@ mod clusters;
 mod determinism;
 mod host_limits;
 mod journal;
+mod members;
 mod postgres_sources;
 mod restores;
 mod test_restores;

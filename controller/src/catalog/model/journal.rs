@@ -27,6 +27,9 @@ pub struct Journal {
     /// Agents that may have told their server of WAL that is not here yet. A record stays until that very agent takes it back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tails: Vec<Tail>,
+    /// Sessions of further members that may append beside `open_session`: one of each agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_sessions: Vec<SessionId>,
 }
 
 impl Journal {
@@ -44,7 +47,32 @@ impl Journal {
             divergent: 0,
             open_session: None,
             tails: Vec::new(),
+            more_sessions: Vec::new(),
         }
+    }
+
+    /// Sessions that may append, one of each agent.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionId> {
+        self.open_session.iter().chain(&self.more_sessions).copied()
+    }
+
+    /// Adds the session of an agent that has none.
+    pub fn add_session(&mut self, session: SessionId) {
+        match self.open_session {
+            None => self.open_session = Some(session),
+            Some(_) => self.more_sessions.push(session),
+        }
+    }
+
+    /// Removes a session; whether it was one of the journal's.
+    pub fn remove_session(&mut self, session: SessionId) -> bool {
+        let before = self.more_sessions.len();
+        self.more_sessions.retain(|other| *other != session);
+        let is_first = self.open_session == Some(session);
+        if is_first {
+            self.open_session = None;
+        }
+        is_first || self.more_sessions.len() < before
     }
 }
 

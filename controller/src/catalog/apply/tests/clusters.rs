@@ -13,6 +13,7 @@ fn put(text: &str) -> Command {
         postgres: Some(PostgresSpec {
             cluster: name("main"),
             fast_checkpoint: true,
+            members: Vec::new(),
         }),
         limits: HostLimits::default(),
     }

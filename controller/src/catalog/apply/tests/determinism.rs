@@ -59,6 +59,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                 postgres: is_postgres.then_some(PostgresSpec {
                     cluster,
                     fast_checkpoint,
+                    members: Vec::new(),
                 }),
                 limits: HostLimits::default(),
             }

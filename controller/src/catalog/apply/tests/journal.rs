@@ -19,6 +19,7 @@ fn world() -> World {
         postgres: Some(PostgresSpec {
             cluster: name("main"),
             fast_checkpoint: true,
+            members: Vec::new(),
         }),
         limits: HostLimits::default(),
     });

@@ -15,6 +15,7 @@ fn postgres(fast_checkpoint: bool) -> PostgresSpec {
     PostgresSpec {
         cluster: name("main"),
         fast_checkpoint,
+        members: Vec::new(),
     }
 }
 

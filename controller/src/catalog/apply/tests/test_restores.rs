@@ -62,6 +62,7 @@ fn world() -> (World, SnapshotId) {
         postgres: Some(PostgresSpec {
             cluster: name("main"),
             fast_checkpoint: true,
+            members: Vec::new(),
         }),
         limits: HostLimits::default(),
     });
