@@ -93,7 +93,11 @@ pub async fn check(context: &JobContext, source: &SourceRef, work: &CheckWork) -
     })?;
     let order = order(context, source, spec)?;
     let socket = context.config.socket.as_deref();
-    let facts = postgres::ask(&order, source.source.as_str(), socket).await?;
+    // What the server's commands name: of another agent's source its section here.
+    let own = &context.state.membership.name;
+    let section = postgres::section_of(&context.config, own, source).filter(|_| source.agent != *own);
+    let name = section.map_or(&source.source, |(name, _)| name);
+    let facts = postgres::ask(&order, name.as_str(), socket).await?;
     let findings = postgres::findings(&facts).into_iter().map(|finding| {
         let postgres::Finding { what, why, fix } = finding;
         CheckFinding { what, why, fix }
@@ -115,7 +119,8 @@ async fn files(context: &JobContext, spec: FilesSpec) -> Result<Source> {
 }
 
 fn order(context: &JobContext, source: &SourceRef, spec: &PostgresSpec) -> Result<Order> {
-    let cluster = postgres::cluster(&context.config, &spec.cluster)?;
+    let own = &context.state.membership.name;
+    let cluster = postgres::cluster_of(&context.config, own, source, &spec.cluster)?;
     Ok(Order {
         settings: cluster.settings_with_password()?,
         allow: context.config.allow.clone(),
@@ -221,7 +226,7 @@ impl Run<'_> {
                 Ok(snapshot) => {
                     self.context
                         .state
-                        .remember_head(&self.source.source, self.opened.sequence)?;
+                        .remember_head(self.source, self.opened.sequence)?;
                     return Ok(Done {
                         snapshot,
                         stats: stats.snapshot(),
@@ -253,7 +258,7 @@ impl Run<'_> {
     /// The parent's root, if there is one and it is ours. It is a hint for speed and the link of a
     /// chain: one that does not open is an error, since the chain would break unseen.
     fn parent(&self) -> Result<Option<(Root, [u8; 32])>> {
-        let seen = self.context.state.head(&self.source.source);
+        let seen = self.context.state.head(self.source);
         if self.opened.sequence <= seen {
             tracing::error!(
                 seen,
@@ -307,7 +312,7 @@ impl Run<'_> {
         part: Part,
     ) -> Result<Outcome> {
         let context = self.context;
-        let (state, source) = (&context.state, &self.source.source);
+        let (state, source) = (&context.state, self.source);
         let caches = match part {
             Part::Data => state.caches(source),
             Part::End => state.end_caches(source),
@@ -330,6 +335,9 @@ impl Run<'_> {
             parent: parent
                 .map(|(root, _)| root.sealed.trees.clone())
                 .unwrap_or_default(),
+            // Times and inodes of another host's files say nothing of ours, not even of a copy's of its disk.
+            is_parent_of_here: parent
+                .is_some_and(|(root, _)| root.clear.signer == context.state.signing.public()),
             workers: context.config.pipeline.workers(),
             levels: context.config.pipeline.levels(),
             missing,

@@ -9,7 +9,7 @@ use holdfast_core::{Name, limits::SEGMENT_CHUNKS_MAX};
 use holdfast_net::telemetry::TelemetryConfig;
 use serde::Deserialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -118,7 +118,15 @@ impl Config {
         if let Some(relative) = dirs.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("{} is not an absolute path", relative.display()));
         }
+        let mut served = BTreeSet::new();
         for (name, cluster) in &self.postgres {
+            if let Some(source) = &cluster.source
+                && !served.insert(source)
+            {
+                return Err(format!(
+                    "[postgres.{name}]: another section says already that its server is of {source}"
+                ));
+            }
             cluster
                 .settings()
                 .map_err(|why| format!("[postgres.{name}]: {why}"))?;
@@ -210,6 +218,11 @@ mod tests {
             ("spool = 1000", "32MiB"),
             ("spool = '5TiB'", "4TiB"),
             ("spool = -1", "spool"),
+            ("source = 'main'", "AGENT/SOURCE"),
+            (
+                "source = 'db1/main'\n[postgres.other]\nsource = 'db1/main'",
+                "already",
+            ),
         ] {
             let error = cluster(lines).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

@@ -63,6 +63,8 @@ pub struct Settings {
     pub selection: Arc<Selection>,
     /// Trees of the parent snapshot.
     pub parent: Vec<RootTree>,
+    /// Whether this host's files were read for it: only then are those unchanged that look as they did.
+    pub is_parent_of_here: bool,
     /// Threads; at least 1.
     pub workers: usize,
     /// How hard to compress.

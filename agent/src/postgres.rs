@@ -20,7 +20,7 @@ mod take;
 mod wal;
 
 pub use check::{Facts, Finding, ask, findings};
-pub use cluster_config::{ClusterConfig, cluster};
+pub use cluster_config::{ClusterConfig, cluster_of, not_a_member, section_of};
 pub use manifest::{Manifest, ManifestTablespace};
 pub use pages::{Checked, DamagedPage, PageWatch};
 pub use rules::{ClusterRules, RelationPages};

@@ -1,7 +1,7 @@
 //! What an agent keeps on its disk: who it is, its vault's keys, and what it last saw.
 
 use crate::error::{AgentError, Result};
-use holdfast_core::{ClusterId, Name, VaultId};
+use holdfast_core::{ClusterId, Name, SourceRef, VaultId};
 use holdfast_net::{durable, keys::SealingKey, pem, pki::TlsIdentity};
 use holdfast_repo::{SigningKey, VaultKeys};
 use rustls_pki_types::CertificateDer;
@@ -33,9 +33,37 @@ pub struct Membership {
     pub vault_name: Name,
 }
 
-/// The highest root seen of each source: an older one must not be shown to us as the newest.
+/// The highest root seen of each source, by what it is called here: an older one must not be shown to us as the newest.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Heads(pub BTreeMap<Name, u64>);
+pub struct Heads(pub BTreeMap<String, u64>);
+
+/// Between agent and name of a source in names of files; in no name of either.
+const JOINED: char = '=';
+
+/// What a source's files are called at an agent: its name if it is the agent's own, else with whose it is.
+#[must_use]
+pub(crate) fn local_name(own: &Name, source: &SourceRef) -> String {
+    if source.agent == *own {
+        source.source.to_string()
+    } else {
+        format!("{}{JOINED}{}", source.agent, source.source)
+    }
+}
+
+/// The source whose files are called so.
+#[must_use]
+pub(crate) fn source_called(own: &Name, local: &str) -> Option<SourceRef> {
+    match local.split_once(JOINED) {
+        Some((agent, source)) => Some(SourceRef {
+            agent: agent.parse().ok()?,
+            source: source.parse().ok()?,
+        }),
+        None => Some(SourceRef {
+            agent: own.clone(),
+            source: local.parse().ok()?,
+        }),
+    }
+}
 
 /// The state directory, locked.
 pub struct State {
@@ -129,6 +157,12 @@ impl State {
         })
     }
 
+    /// What a source's files are called here.
+    #[must_use]
+    pub fn local_name(&self, source: &SourceRef) -> String {
+        local_name(&self.membership.name, source)
+    }
+
     /// The directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -153,31 +187,33 @@ impl State {
 
     /// Where the caches of a source are: these files, each with an extension of its own.
     #[must_use]
-    pub fn caches(&self, source: &Name) -> PathBuf {
+    pub fn caches(&self, source: &SourceRef) -> PathBuf {
+        let source = self.local_name(source);
         // The dot keeps what follows one in a name from being taken for the extension.
         Layout(&self.dir).cache().join(format!("{source}.cache"))
     }
 
     /// The same for what is read in a second pass: each pass keeps of its cache only what it met.
     #[must_use]
-    pub fn end_caches(&self, source: &Name) -> PathBuf {
+    pub fn end_caches(&self, source: &SourceRef) -> PathBuf {
+        let source = self.local_name(source);
         // No name of a source has a plus sign.
         Layout(&self.dir).cache().join(format!("{source}+end.cache"))
     }
 
     /// The highest sequence seen of a source; 0 before the first.
     #[must_use]
-    pub fn head(&self, source: &Name) -> u64 {
-        self.heads().0.get(source).copied().unwrap_or(0)
+    pub fn head(&self, source: &SourceRef) -> u64 {
+        self.heads().0.get(&self.local_name(source)).copied().unwrap_or(0)
     }
 
     /// Remembers the highest sequence seen.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn remember_head(&self, source: &Name, sequence: u64) -> Result<()> {
+    pub fn remember_head(&self, source: &SourceRef, sequence: u64) -> Result<()> {
         let mut heads = self.heads();
-        let head = heads.0.entry(source.clone()).or_default();
+        let head = heads.0.entry(self.local_name(source)).or_default();
         *head = sequence.max(*head);
         let bytes = serde_json::to_vec(&heads).map_err(|error| AgentError::Internal(error.to_string()))?;
         Ok(durable::write(
@@ -221,5 +257,31 @@ pub(crate) fn lock(path: &Path) -> Result<OwnedFd> {
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "State({})", self.dir.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_two_sources_are_never_called_the_same() {
+        let own: Name = "db2".parse().unwrap();
+        for (source, local) in [
+            ("db2/main", "main"),
+            ("db1/main", "db1=main"),
+            ("db2/db1", "db1"),
+            // Of this one a cache ends in "+end" beside that of its data.
+            ("main/end", "main=end"),
+        ] {
+            let source: SourceRef = source.parse().unwrap();
+            assert_eq!(local_name(&own, &source), local);
+            assert_eq!(source_called(&own, local), Some(source));
+        }
+        assert_eq!(source_called(&own, "db1=main=x"), None);
+        assert_eq!(source_called(&own, ""), None);
+        // Heads that were remembered before there were members.
+        let heads: Heads = serde_json::from_str(r#"{"main":3}"#).unwrap();
+        assert_eq!(heads.0.get("main"), Some(&3));
     }
 }

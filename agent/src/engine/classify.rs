@@ -231,7 +231,7 @@ impl<'c> Classifier<'c> {
         before: Option<&Entry>,
         dir: &OwnedFd,
     ) -> Entry {
-        match before.filter(|before| is_same_inode(before, stat)) {
+        match before.filter(|before| is_same_inode(self.shared, before, stat)) {
             Some(before) if matches!(before.kind, EntryKind::Dir { .. }) => {
                 take_over(self.shared, before.attributes.as_deref(), entry, stat)
             }
@@ -246,7 +246,7 @@ impl<'c> Classifier<'c> {
     fn special(&self, mut entry: Entry, stat: &Stat, before: Option<&Entry>) -> Option<Entry> {
         let (shared, directory) = (self.shared, self.directory);
         let is_link = matches!(entry.kind, EntryKind::Symlink { .. });
-        if let Some(before) = before.filter(|before| is_same_inode(before, stat)) {
+        if let Some(before) = before.filter(|before| is_same_inode(shared, before, stat)) {
             if is_link && matches!(before.kind, EntryKind::Symlink { .. }) {
                 entry.kind = before.kind.clone();
             }
@@ -293,7 +293,7 @@ fn is_unchanged(shared: &Shared, before: &Entry, now: &Stat) -> bool {
     };
     let missing = &shared.settings.missing;
     *size == now.st_size as u64
-        && is_same_inode(before, now)
+        && is_same_inode(shared, before, now)
         && !before.changed_while_read
         && (missing.is_empty()
             || match content {
@@ -303,8 +303,11 @@ fn is_unchanged(shared: &Shared, before: &Entry, now: &Stat) -> bool {
 }
 
 /// Not changed since, whatever it is.
-fn is_same_inode(before: &Entry, now: &Stat) -> bool {
-    before.mtime == mtime(now) && before.ctime == ctime(now) && before.inode == now.st_ino
+fn is_same_inode(shared: &Shared, before: &Entry, now: &Stat) -> bool {
+    shared.settings.is_parent_of_here
+        && before.mtime == mtime(now)
+        && before.ctime == ctime(now)
+        && before.inode == now.st_ino
 }
 
 /// A directory whose node is not known yet; until it is finished it holds its last version's, if there was one.

@@ -36,6 +36,8 @@ pub struct ClusterConfig {
     /// Whom the server runs as, by name or number: the only one besides root who may push and fetch its WAL. `postgres`
     /// unless named.
     pub user: Option<String>,
+    /// The source whose cluster this server is one of, as AGENT/NAME, if that is another agent's: this agent is a member of it.
+    pub source: Option<SourceRef>,
     /// Sources of other agents in this vault, as AGENT/NAME, whose WAL that user may fetch too: for standbys and copies here.
     #[serde(default)]
     pub fetch: Vec<SourceRef>,
@@ -135,6 +137,65 @@ fn password(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     Ok(password)
 }
 
+/// The section of `agent.toml` whose server a source is of, with its name: for another agent's source one that says so, for one
+/// of our own the section of that name, or the only one that says nothing else.
+#[must_use]
+pub fn section_of<'c>(
+    config: &'c Config,
+    own: &Name,
+    source: &SourceRef,
+) -> Option<(&'c Name, &'c ClusterConfig)> {
+    let mut said = config
+        .postgres
+        .iter()
+        .filter(|(_, section)| section.source.as_ref() == Some(source));
+    if let Some(section) = said.next() {
+        return Some(section);
+    }
+    if source.agent != *own {
+        return None;
+    }
+    let mut silent = config
+        .postgres
+        .iter()
+        .filter(|(_, section)| section.source.is_none());
+    let named = silent.clone().find(|(name, _)| **name == source.source);
+    named.or_else(|| silent.next().filter(|_| config.postgres.len() == 1))
+}
+
+/// The section that backs a source up: for one of our own the section `name`, for another agent's the one that says so.
+///
+/// # Errors
+/// `NotAllowed` with the lines that would allow it; `Invalid` for what is no name.
+pub fn cluster_of<'c>(
+    config: &'c Config,
+    own: &Name,
+    source: &SourceRef,
+    name: &str,
+) -> Result<&'c ClusterConfig> {
+    if source.agent != *own {
+        let section = section_of(config, own, source);
+        return section
+            .map(|(_, section)| section)
+            .ok_or_else(|| not_a_member(source));
+    }
+    let section = cluster(config, name)?;
+    match &section.source {
+        Some(other) if other != source => Err(AgentError::NotAllowed(format!(
+            "[postgres.{name}] in agent.toml on this host says that its server is of the source {other}, not of {source}"
+        ))),
+        _ => Ok(section),
+    }
+}
+
+/// Refuses another agent's source of which no section speaks.
+pub fn not_a_member(source: &SourceRef) -> AgentError {
+    AgentError::NotAllowed(format!(
+        "{source} is a source of another agent, and agent.toml on this host does not say that a server here is of its cluster; add \
+         this line to the server's section [postgres.NAME], and restart the agent:\nsource = \"{source}\""
+    ))
+}
+
 /// The section of that cluster.
 ///
 /// # Errors
@@ -210,6 +271,36 @@ mod tests {
         );
         let error = settings("host=/tmp prot=5433").unwrap_err();
         assert!(error.contains("prot"), "{error}");
+    }
+
+    fn config(text: &str) -> Config {
+        toml::from_str(&format!("state_dir = '/x'\n{text}")).unwrap()
+    }
+
+    #[test]
+    fn a_section_serves_the_source_that_it_names_and_no_other() {
+        let own: Name = "db2".parse().unwrap();
+        let find = |config: &Config, source: &str| {
+            section_of(config, &own, &source.parse().unwrap()).map(|(name, _)| name.to_string())
+        };
+        let member = config("[postgres.main]\nsource = 'db1/main'\n[postgres.other]");
+        assert_eq!(find(&member, "db1/main").as_deref(), Some("main"));
+        assert_eq!(find(&member, "db2/other").as_deref(), Some("other"));
+        // The section of that name serves another source, and no other section is meant.
+        assert_eq!(find(&member, "db2/main"), None);
+        assert_eq!(find(&member, "db1/other"), None);
+        // As it was before there were members.
+        let plain = config("[postgres.main]");
+        assert_eq!(find(&plain, "db2/anything").as_deref(), Some("main"));
+        assert_eq!(find(&plain, "db1/main"), None);
+        assert_eq!(
+            find(&config("[postgres.main]\nsource = 'db1/main'"), "db2/main"),
+            None
+        );
+
+        let backs_up = |source: &str, name| cluster_of(&member, &own, &source.parse().unwrap(), name).is_ok();
+        assert!(backs_up("db1/main", "whatever") && backs_up("db2/other", "other"));
+        assert!(!backs_up("db2/main", "main") && !backs_up("db1/other", "other"));
     }
 
     #[test]

@@ -397,9 +397,9 @@ impl Trial<'_> {
 
     /// Roles that may be there: as which the agent backs the cluster up, if it is this agent's.
     fn roles(&self) -> Vec<String> {
-        let name = self.source.source.as_str();
-        let configured = postgres::cluster(&self.context.config, name).ok();
-        let settings = configured.and_then(|cluster| cluster.settings().ok());
+        let own = &self.context.state.membership.name;
+        let configured = postgres::section_of(&self.context.config, own, self.source);
+        let settings = configured.and_then(|(_, cluster)| cluster.settings().ok());
         settings
             .and_then(|settings| settings.get_user().map(str::to_owned))
             .into_iter()

@@ -10,10 +10,10 @@ use super::{
 use crate::{
     config::Config,
     error::{AgentError, Result},
-    postgres::ClusterConfig,
-    state::State,
+    postgres::section_of,
+    state::{State, source_called},
 };
-use holdfast_core::{Name, SourceRef};
+use holdfast_core::SourceRef;
 use holdfast_net::{client::ClientTls, metrics::Metrics};
 use holdfast_proto::v1::{Queue, QueueReport};
 use parking_lot::Mutex;
@@ -39,13 +39,13 @@ struct Inner {
     config: Arc<Config>,
     tls: ClientTls,
     stop: CancellationToken,
-    archives: Mutex<BTreeMap<Name, Arc<Archive>>>,
+    archives: Mutex<BTreeMap<SourceRef, Arc<Archive>>>,
     gauges: Gauges,
     changes: watch::Sender<u64>,
 }
 
 /// What was said in the log, by source and kind, and when.
-type Said = BTreeMap<(Name, &'static str), Instant>;
+type Said = BTreeMap<(SourceRef, &'static str), Instant>;
 
 impl Archives {
     /// The archives whose spools are there, whatever the configuration says now: what waits in them is sent. Others are made
@@ -71,11 +71,8 @@ impl Archives {
                 changes: watch::Sender::new(0),
             }),
         };
-        for name in this.inner.spools()? {
-            this.archive(&SourceRef {
-                agent: this.inner.state.membership.name.clone(),
-                source: name,
-            })?;
+        for source in this.inner.spools()? {
+            this.archive(&source)?;
         }
         let watched = this.clone();
         tokio::spawn(async move { watched.watch().await });
@@ -88,11 +85,11 @@ impl Archives {
     /// When its spool cannot be made or read.
     pub(super) fn archive(&self, source: &SourceRef) -> Result<Arc<Archive>> {
         let mut archives = self.inner.archives.lock();
-        if let Some(archive) = archives.get(&source.source) {
+        if let Some(archive) = archives.get(source) {
             return Ok(Arc::clone(archive));
         }
         let archive = self.inner.make(source)?;
-        archives.insert(source.source.clone(), Arc::clone(&archive));
+        archives.insert(source.clone(), Arc::clone(&archive));
         drop(archives);
         tokio::spawn(Arc::clone(&archive).drain());
         Ok(archive)
@@ -100,13 +97,7 @@ impl Archives {
 
     /// The archive of a source, if there is one.
     pub(super) fn existing(&self, source: &SourceRef) -> Option<Arc<Archive>> {
-        let is_ours = source.agent == self.inner.state.membership.name;
-        self.inner
-            .archives
-            .lock()
-            .get(&source.source)
-            .filter(|_| is_ours)
-            .cloned()
+        self.inner.archives.lock().get(source).cloned()
     }
 
     /// All of them.
@@ -118,10 +109,10 @@ impl Archives {
     #[must_use]
     pub fn report(&self, question: u64) -> QueueReport {
         let archives = self.inner.archives.lock();
-        let queues = archives.iter().map(|(name, archive)| {
+        let queues = archives.iter().map(|(source, archive)| {
             let waiting = archive.waiting();
             Queue {
-                source: name.to_string(),
+                source: self.inner.called(source),
                 spool_files: waiting.fill.files,
                 spool_bytes: waiting.fill.bytes,
                 spool_limit: waiting.fill.limit,
@@ -171,9 +162,9 @@ impl Archives {
                     tracing::warn!(%error, "what waits to be archived could not be looked at");
                 }
                 let waiting = archive.waiting();
-                let name = &archive.source().source;
-                self.inner.gauges.set(name.as_str(), &waiting);
-                say(name, &waiting, &mut said);
+                let source = archive.source();
+                self.inner.gauges.set(&self.inner.called(source), &waiting);
+                say(source, &waiting, &mut said);
             }
             let now = self.report(0);
             if told.as_ref() != Some(&now) {
@@ -185,7 +176,7 @@ impl Archives {
 }
 
 /// Logs what somebody should look at: at once when it is new, and then now and again.
-fn say(source: &Name, waiting: &Waiting, said: &mut Said) {
+fn say(source: &SourceRef, waiting: &Waiting, said: &mut Said) {
     let alerts = waiting.alerts();
     said.retain(|(of, kind), _| of != source || alerts.iter().any(|alert| alert.kind == *kind));
     for Alert { kind, text } in alerts {
@@ -199,12 +190,21 @@ fn say(source: &Name, waiting: &Waiting, said: &mut Said) {
 }
 
 impl Inner {
-    fn dir(&self, source: &Name) -> PathBuf {
-        self.state.dir().join(SPOOLS).join(source.as_str())
+    fn dir(&self, source: &SourceRef) -> PathBuf {
+        self.state.dir().join(SPOOLS).join(self.state.local_name(source))
+    }
+
+    /// What the controllers and collectors know a source by: our own ones by their names.
+    fn called(&self, source: &SourceRef) -> String {
+        if source.agent == self.state.membership.name {
+            source.source.to_string()
+        } else {
+            source.to_string()
+        }
     }
 
     /// Sources whose spools are there.
-    fn spools(&self) -> Result<Vec<Name>> {
+    fn spools(&self) -> Result<Vec<SourceRef>> {
         let dir = self.state.dir().join(SPOOLS);
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
@@ -214,7 +214,13 @@ impl Inner {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(AgentError::io("list", &dir))?;
-            names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+            let own = &self.state.membership.name;
+            names.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| source_called(own, name)),
+            );
         }
         Ok(names)
     }
@@ -226,9 +232,11 @@ impl Inner {
             level: pipeline.levels().segments,
             workers: pipeline.workers(),
         };
-        let section = section(&self.config, &source.source);
-        let limit = section.and_then(|section| section.spool).map_or(0, |size| size.0);
-        let dir = self.dir(&source.source);
+        let section = section_of(&self.config, &self.state.membership.name, source);
+        let limit = section
+            .and_then(|(_, section)| section.spool)
+            .map_or(0, |size| size.0);
+        let dir = self.dir(source);
         let spooling = if limit > 0 || dir.exists() {
             let spool = Spool::open(&dir, Arc::clone(&self.state.keys), limit)?;
             let (state, tls) = (Arc::clone(&self.state), self.tls.clone());
@@ -247,11 +255,4 @@ impl Inner {
             spooling,
         )))
     }
-}
-
-/// The section of `agent.toml` for a source: of its name, or the only one.
-pub(super) fn section<'c>(config: &'c Config, source: &Name) -> Option<&'c ClusterConfig> {
-    let sections = &config.postgres;
-    let only = || sections.values().next().filter(|_| sections.len() == 1);
-    sections.get(source).or_else(only)
 }

@@ -1,7 +1,7 @@
 //! The agent's end of the socket: who may ask is asked of the kernel, one request a connection.
 
 use super::{
-    archives::{Archives, section},
+    archives::Archives,
     caller,
     cluster_files::ClusterFiles,
     fetched::{Fetcher, Found},
@@ -10,10 +10,10 @@ use super::{
 use crate::{
     config::Config,
     error::{AgentError, Result},
-    postgres::ClusterConfig,
+    postgres::{ClusterConfig, not_a_member, section_of},
     state::State,
 };
-use holdfast_core::{ErrorKind, HasKind as _, NameError, SourceRef};
+use holdfast_core::{ErrorKind, HasKind as _, Name, NameError, SourceRef};
 use holdfast_net::client::ClientTls;
 use std::{
     fs, io,
@@ -202,20 +202,19 @@ impl Service {
 
     async fn push(&self, caller: u32, source: &str, data: PathBuf, path: PathBuf) -> Result<()> {
         let source = self.source(source)?;
-        let section = section(&self.config, &source.source).ok_or_else(|| {
+        let own = &self.state.membership.name;
+        let section = section_of(&self.config, own, &source).ok_or_else(|| {
+            if source.agent != *own {
+                return not_a_member(&source);
+            }
             AgentError::NotAllowed(format!(
                 "no PostgreSQL cluster {0} is allowed on this host; add these lines to agent.toml, with its data directory in \
                  `allow`, and restart the agent:\n[postgres.{0}]",
                 source.source
             ))
         })?;
-        caller::check(caller, section, source.source.as_str())?;
-        if source.agent != self.state.membership.name {
-            return Err(AgentError::Invalid(format!(
-                "{source} is a source of another agent; this one is {}",
-                self.state.membership.name
-            )));
-        }
+        let (name, section) = section;
+        caller::check(caller, section, name.as_str())?;
         let allow = self.config.allow.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let files = ClusterFiles::open(&data, caller, &allow)?;
@@ -239,13 +238,13 @@ impl Service {
     ) -> Result<Found> {
         let source = self.source(source)?;
         if caller != 0 {
-            let section = self.may_fetch(&source).ok_or_else(|| {
+            let (section_name, section) = self.may_fetch(&source).ok_or_else(|| {
                 AgentError::NotAllowed(format!(
                     "agent.toml does not say who may fetch WAL of {source} here; name it in the section of the server that \
                      fetches, and restart the agent:\nfetch = [\"{source}\"]"
                 ))
             })?;
-            caller::check(caller, section, source.source.as_str())?;
+            caller::check(caller, section, section_name.as_str())?;
         }
         // In this order: what is in the spool no more, the controllers hold.
         let spooled = match self.archives.existing(&source) {
@@ -272,25 +271,32 @@ impl Service {
         }
     }
 
-    /// `NAME` is a source of this agent, `AGENT/NAME` of any in its vault.
+    /// `NAME` is what the section of that name says, or else a source of this agent; `AGENT/NAME` is of any in its vault.
     fn source(&self, text: &str) -> Result<SourceRef> {
         let invalid = |error: NameError| AgentError::Invalid(format!("source {text:?}: {error}"));
         if text.contains('/') {
             return text.parse().map_err(invalid);
         }
-        Ok(SourceRef {
+        let name: Name = text.parse().map_err(invalid)?;
+        let section = self.config.postgres.get(&name);
+        let said = section.and_then(|section| section.source.clone());
+        Ok(said.unwrap_or_else(|| SourceRef {
             agent: self.state.membership.name.clone(),
-            source: text.parse().map_err(invalid)?,
-        })
+            source: name,
+        }))
     }
 
     /// The section of `agent.toml` whose user may fetch a source's WAL: its own, or for other agents' one that names it.
-    fn may_fetch(&self, source: &SourceRef) -> Option<&ClusterConfig> {
-        if source.agent == self.state.membership.name {
-            return section(&self.config, &source.source);
-        }
-        let mut sections = self.config.postgres.values();
-        sections.find(|section| section.fetch.contains(source))
+    fn may_fetch(&self, source: &SourceRef) -> Option<(&Name, &ClusterConfig)> {
+        let own = &self.state.membership.name;
+        let sections = &self.config.postgres;
+        // Of our own sources none is named in `fetch`.
+        let named = || {
+            sections
+                .iter()
+                .find(|(_, section)| section.fetch.contains(source))
+        };
+        section_of(&self.config, own, source).or_else(|| named().filter(|_| source.agent != *own))
     }
 
     /// Whether some section names this user.

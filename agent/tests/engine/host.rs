@@ -85,6 +85,7 @@ impl Host {
         Settings {
             keys: Arc::clone(&self.keys),
             selection: Arc::new(selection),
+            is_parent_of_here: true,
             parent: self.parent.clone(),
             workers: 4,
             levels: Levels {

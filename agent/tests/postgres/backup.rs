@@ -52,6 +52,7 @@ impl Backups {
             connection: self.connection.clone(),
             password_file: self.password_file.clone(),
             user: None,
+            source: None,
             fetch: Vec::new(),
             spool: None,
         };

@@ -1,7 +1,7 @@
 //! What is refused says why, and what helps.
 
 use crate::{backup::Backups, server::Server};
-use holdfast_agent::{AgentError, config::Config, postgres::cluster};
+use holdfast_agent::{AgentError, config::Config, postgres::cluster_of};
 use holdfast_core::{ErrorKind, HasKind as _};
 use std::fs;
 
@@ -29,6 +29,8 @@ fn a_cluster_that_is_not_in_the_configuration_is_refused_with_the_lines_to_add()
     )
     .unwrap();
     let config = Config::load(file.path()).unwrap();
+    let (own, source) = ("db1".parse().unwrap(), "db1/main".parse().unwrap());
+    let cluster = |config, name| cluster_of(config, &own, &source, name);
     assert!(cluster(&config, "main").is_ok());
     let error = cluster(&config, "other").unwrap_err();
     assert_says(

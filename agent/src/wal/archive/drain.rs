@@ -93,6 +93,7 @@ impl Archive {
                 Ok(has_more) => {
                     pause = PAUSES.0;
                     *spooling.trouble.lock() = None;
+                    spooling.is_refused.store(false, Ordering::Relaxed);
                     if has_more {
                         spooling.is_reachable.store(true, Ordering::Relaxed);
                         continue;
@@ -120,6 +121,9 @@ impl Archive {
                         said = Some(Instant::now());
                     }
                     *spooling.trouble.lock() = Some(error.to_string());
+                    if error.kind() == ErrorKind::Denied {
+                        spooling.is_refused.store(true, Ordering::Relaxed);
+                    }
                     tokio::select! {
                         () = spooling.stop.cancelled() => return,
                         () = tokio::time::sleep(pause) => {}

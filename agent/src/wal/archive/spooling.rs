@@ -48,6 +48,8 @@ pub(in crate::wal) struct Spooling {
     is_ahead: AtomicBool,
     /// The controllers answered last time.
     pub(super) is_reachable: AtomicBool,
+    /// The controllers refused to take anything: this agent serves the source no more. What waits stays; nothing joins it.
+    pub(super) is_refused: AtomicBool,
     asking: AsyncMutex<Option<Connection>>,
     /// Why nothing gets to the controllers, if so.
     pub(super) trouble: Mutex<Option<String>>,
@@ -81,6 +83,7 @@ impl Spooling {
             writing: AsyncMutex::new(false),
             is_ahead: AtomicBool::new(false),
             is_reachable: AtomicBool::new(true),
+            is_refused: AtomicBool::new(false),
             asking: AsyncMutex::default(),
             trouble: Mutex::default(),
             sending: Mutex::default(),
@@ -193,6 +196,12 @@ impl Archive {
             }
             spooling.spool.note_stamp(&name, wanted.stamp());
             return Ok(Put::Kept);
+        }
+        if spooling.is_refused.load(Ordering::Relaxed) {
+            let why = spooling.trouble.lock().clone().unwrap_or_default();
+            return Err(AgentError::NotAllowed(format!(
+                "the controllers do not take what waits in the spool: {why}"
+            )));
         }
         if !spooling.takes() || !spooling.spool.could_take(wanted.len) {
             return Ok(if spooling.spool.is_drained() {
@@ -331,7 +340,7 @@ impl Archive {
             let Fill { bytes, limit, .. } = spooling.spool.fill();
             let is_full = bytes > limit / AHEAD_SHARE.1 * AHEAD_SHARE.0;
             let is_known = spooling.tail.is_known(files.cluster.system_id);
-            if *writing || is_full || !is_known {
+            if *writing || is_full || !is_known || spooling.is_refused.load(Ordering::Relaxed) {
                 return Ok(());
             }
             if known.contains_key(&name.to_string()) || !is_new(&name) {
