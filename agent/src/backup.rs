@@ -92,13 +92,20 @@ pub async fn check(context: &JobContext, source: &SourceRef, work: &CheckWork) -
         AgentError::Invalid("this agent does not know how to check that kind of source; update it".into())
     })?;
     let order = order(context, source, spec)?;
-    let socket = context.config.socket.as_deref();
+    let (config, own) = (&context.config, &context.state.membership.name);
     // What the server's commands name: of another agent's source its section here.
-    let own = &context.state.membership.name;
-    let section = postgres::section_of(&context.config, own, source).filter(|_| source.agent != *own);
-    let name = section.map_or(&source.source, |(name, _)| name);
-    let facts = postgres::ask(&order, name.as_str(), socket).await?;
-    let findings = postgres::findings(&facts).into_iter().map(|finding| {
+    let section = postgres::section_of(config, own, source).filter(|_| source.agent != *own);
+    let (pushed_as, name) = section.map_or((source.source.as_str(), spec.cluster.as_str()), |(name, _)| {
+        (name.as_str(), name.as_str())
+    });
+    let asked = postgres::Asked {
+        source: pushed_as,
+        name,
+        cluster: postgres::cluster_of(config, own, source, &spec.cluster)?,
+        config,
+    };
+    let found = postgres::check(&order, asked).await?;
+    let findings = found.into_iter().map(|finding| {
         let postgres::Finding { what, why, fix } = finding;
         CheckFinding { what, why, fix }
     });

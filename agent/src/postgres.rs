@@ -19,7 +19,7 @@ mod standby;
 mod take;
 mod wal;
 
-pub use check::{Facts, Finding, ask, findings};
+pub use check::{Asked, Finding, check};
 pub use cluster_config::{ClusterConfig, cluster_of, not_a_member, section_of};
 pub use manifest::{Manifest, ManifestTablespace};
 pub use pages::{Checked, DamagedPage, PageWatch};

@@ -24,5 +24,6 @@ mod spooled;
 mod tail;
 
 pub use archives::Archives;
+pub(crate) use caller::{check as check_caller, user_name};
 pub use client::{Fetch, Push, fetch, push};
 pub use server::serve;

@@ -9,12 +9,14 @@
 )]
 
 use holdfast_integration::{
-    harness::{Options, Output},
+    harness::{Archiving, Options, Output, archiving},
     scenario::{AGENT, SOURCE, Scenario},
     seed::{self, Rng},
+    wait,
 };
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -212,4 +214,53 @@ fn the_agents_disk_fills_up() {
     scenario.change();
     scenario.backup();
     scenario.assert_all_restore();
+}
+
+/// Takes all but so much of a file system.
+fn leave_free(disk: &Path, mib: u64) {
+    let hog = disk.join("hog");
+    let _ = fs::remove_file(&hog);
+    let about = rustix::fs::statvfs(disk).unwrap();
+    let len = about.f_bavail * about.f_frsize - (mib << 20);
+    fs::write(hog, vec![0; usize::try_from(len).unwrap()]).unwrap();
+}
+
+#[test]
+fn a_full_disk_of_the_wal_is_found_by_check() {
+    let mut world = Archiving::start("archive_timeout = '10min'");
+    let disk = SmallDisk::new(&world.path("wal"), 192);
+    world.server.stop();
+    // As it is told: moved to another file system, and allowed there.
+    let wal = world.server.data().join("pg_wal");
+    let moved = disk.at.join("pg_wal");
+    let mut command = as_root("cp");
+    command.arg("--archive").arg(&wal).arg(&moved);
+    let _ = Output::of(command).ok();
+    let owner = fs::metadata(&wal).unwrap();
+    std::os::unix::fs::chown(&disk.at, Some(owner.uid()), Some(owner.gid())).unwrap();
+    fs::remove_dir_all(&wal).unwrap();
+    std::os::unix::fs::symlink(&moved, &wal).unwrap();
+    world.server.start();
+    let agent = &world.cluster.agent(archiving::AGENT).config;
+    let text = fs::read_to_string(agent).unwrap();
+    let allow = format!("allow = [{:?}, ", moved.to_str().unwrap());
+    fs::write(agent, text.replacen("allow = [", &allow, 1)).unwrap();
+    world.cluster.kill_agent(archiving::AGENT);
+    wait::until("the agent's stream to be gone", || {
+        (!world.cluster.is_connected(archiving::AGENT)).then_some(())
+    });
+    world.cluster.start_agent(archiving::AGENT, None);
+    world.cluster.wait_connected(archiving::AGENT);
+
+    let check = || world.cluster.ctl(["check", archiving::SOURCE, "-o", "json"]);
+    let _ = check().ok();
+    leave_free(&disk.at, 10);
+    let found = check().expect_code(4).json()["findings"].clone();
+    assert_eq!(found.as_array().unwrap().len(), 1, "{found}");
+    assert_eq!(found[0]["what"], "pg_wal");
+    let fix = found[0]["fix"].as_str().unwrap();
+    assert!(fix.starts_with("free space there"), "{fix}");
+    fs::remove_file(disk.at.join("hog")).unwrap();
+    let _ = check().ok();
+    world.server.stop();
 }

@@ -7,10 +7,7 @@
     reason = "tests fail by panicking"
 )]
 
-use holdfast_integration::{
-    harness::{Archiving, Output, Server, archiving::SOURCE},
-    wait,
-};
+use holdfast_integration::harness::{Archiving, Output, Server, archiving::SOURCE};
 use std::{
     fs::{self, File},
     os::unix::fs::{FileExt as _, MetadataExt as _},
@@ -239,51 +236,4 @@ fn wal_that_was_lost_is_found_by_verify() {
     assert!(found.stderr.contains("WAL of db1/main"), "{}", found.stderr);
     let (fetched, _) = world.fetch(&name, &["--fetch-timeout", "1"]);
     assert_eq!(fetched.code, 126, "{}", fetched.stderr);
-}
-
-#[test]
-fn what_check_finds_is_mended_by_the_line_it_gives() {
-    let world = World::start();
-    let check = || world.cluster.ctl(["check", SOURCE, "-o", "json"]);
-    let whats = |output: &Output| -> Vec<String> {
-        let findings = output.json()["findings"].as_array().unwrap().clone();
-        findings
-            .iter()
-            .map(|found| found["what"].as_str().unwrap().to_owned())
-            .collect()
-    };
-    let fit = check().ok();
-    assert!(whats(&fit).is_empty());
-    for (what, spoilt) in [
-        (
-            "archive_command",
-            "ALTER SYSTEM SET archive_command = '/bin/true'",
-        ),
-        ("full_page_writes", "ALTER SYSTEM SET full_page_writes = off"),
-    ] {
-        world.server.execute(spoilt);
-        world.server.execute("SELECT pg_reload_conf()");
-        let wrong = wait::until("the server to take the setting", || {
-            let now = check();
-            (now.code == 4).then_some(now)
-        });
-        assert_eq!(whats(&wrong), [what]);
-        let fix = wrong.json()["findings"][0]["fix"].as_str().unwrap().to_owned();
-        // The agent was built where the server's user may not look: it has a copy of the program.
-        let built = world.cluster.binaries().agent().canonicalize().unwrap();
-        let copy = world.path("holdfast-agent");
-        let fix = fix.replace(built.to_str().unwrap(), copy.to_str().unwrap());
-        for statement in fix.split_inclusive(';') {
-            world.server.execute(statement);
-        }
-        wait::until("the server to take the remedy", || {
-            (check().code == 0).then_some(())
-        });
-    }
-    // With the remedy's own command the archive goes on.
-    let name = world.segment(1);
-    world.wait_archived(&name);
-    assert!(world.kept().contains(&name));
-    let refused = world.cluster.ctl(["check", "db1/none"]);
-    assert_eq!(refused.code, 10, "{}", refused.stderr);
 }

@@ -38,43 +38,117 @@ pub(super) struct Tablespace {
     pub location: PathBuf,
 }
 
+/// What keeps a server from being backed up at all.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    /// A setting, or a role.
+    pub what: String,
+    pub why: String,
+    /// What to type, and where.
+    pub fix: String,
+    kind: ErrorKind,
+}
+
+/// What a server says of itself to everybody who may connect.
+#[derive(Debug)]
+pub(super) struct About {
+    version: PgVersion,
+    version_text: String,
+    system_id: SystemId,
+    is_standby: bool,
+    wal_level: String,
+    role: String,
+    has_rights: bool,
+}
+
+impl About {
+    /// Asks it.
+    ///
+    /// # Errors
+    /// `Unsupported` for unknown versions.
+    pub async fn ask(session: &Session) -> Result<Self> {
+        let action = "ask the PostgreSQL server what it is";
+        let row = session.row(action, ABOUT, &[]).await?;
+        let number: i32 = column(&row, 0)?;
+        let version = PgVersion::from_server_version_num(u32::try_from(number).unwrap_or(0))?;
+        let functions: &[&str] = &functions(version);
+        let may_execute = session.row(action, MAY_EXECUTE, &[&functions]).await?;
+        let text = |at| column::<&str>(&row, at).map(str::to_owned);
+        let system_id: i64 = column(&row, 5)?;
+        Ok(Self {
+            version,
+            version_text: text(1)?.split(' ').next().unwrap_or_default().to_owned(),
+            // SQL has no unsigned numbers.
+            system_id: SystemId(system_id.cast_unsigned()),
+            is_standby: column(&row, 2)?,
+            wal_level: text(3)?,
+            role: text(4)?,
+            has_rights: column(&row, 6)? && column(&row, 7)? && column(&may_execute, 0)?,
+        })
+    }
+
+    /// Why it cannot be backed up, in the order in which that is mended.
+    pub fn unfit(&self) -> Vec<Unfit> {
+        let mut found = Vec::new();
+        if self.wal_level == "minimal" {
+            found.push(Unfit {
+                what: "wal_level".into(),
+                why: "it is minimal, with which no backup can be taken".into(),
+                fix: "ALTER SYSTEM SET wal_level = replica; then restart the server".into(),
+                kind: ErrorKind::Invalid,
+            });
+        }
+        if !self.has_rights {
+            let role = format!("\"{}\"", self.role.replace('"', "\"\""));
+            found.push(Unfit {
+                what: format!("role {role}"),
+                why: "it may not begin a backup; let a superuser run this line in the database that the agent connects to"
+                    .into(),
+                fix: format!(
+                    "ALTER ROLE {role} REPLICATION; GRANT pg_read_all_settings TO {role}; GRANT EXECUTE ON FUNCTION {} TO {role};",
+                    functions(self.version).join(", ")
+                ),
+                kind: ErrorKind::Denied,
+            });
+        }
+        found
+    }
+
+    /// Whether it tells more than that.
+    pub fn has_rights(&self) -> bool {
+        self.has_rights
+    }
+
+    /// Asks for the rest, which needs the rights.
+    pub async fn server(self, session: &Session) -> Result<Server> {
+        let action = "ask the PostgreSQL server what it is";
+        let directory = session.row(action, DATA_DIRECTORY, &[]).await?;
+        let directory: &str = column(&directory, 0)?;
+        Ok(Server {
+            version: self.version,
+            version_text: self.version_text,
+            system_id: self.system_id,
+            data_directory: directory.into(),
+            is_standby: self.is_standby,
+        })
+    }
+}
+
 impl Server {
     /// Asks it.
     ///
     /// # Errors
     /// `Unsupported` for unknown versions, `Invalid` and `Denied` for what must be set or granted first.
     pub async fn ask(session: &Session) -> Result<Self> {
-        let action = "ask the PostgreSQL server what it is";
-        let row = session.row(action, ABOUT, &[]).await?;
-        let number: i32 = column(&row, 0)?;
-        let version = PgVersion::from_server_version_num(u32::try_from(number).unwrap_or(0))?;
-        let wal_level: &str = column(&row, 3)?;
-        if wal_level == "minimal" {
-            return Err(refused(
-                ErrorKind::Invalid,
-                "the server's wal_level is minimal, with which no backup can be taken; set wal_level = replica in \
-                 postgresql.conf and restart the server"
-                    .into(),
-            ));
+        let about = About::ask(session).await?;
+        match about.unfit().into_iter().next() {
+            None => about.server(session).await,
+            Some(Unfit { what, why, fix, kind }) => Err(AgentError::Server {
+                action: "back the PostgreSQL server up",
+                message: format!("{what}: {why}: {fix}"),
+                kind,
+            }),
         }
-        let functions: &[&str] = &functions(version);
-        let may_execute = session.row(action, MAY_EXECUTE, &[&functions]).await?;
-        let has_rights = column(&row, 6)? && column(&row, 7)? && column(&may_execute, 0)?;
-        if !has_rights {
-            let role: &str = column(&row, 4)?;
-            return Err(refused(ErrorKind::Denied, grants(role, functions)));
-        }
-        let directory = session.row(action, DATA_DIRECTORY, &[]).await?;
-        let (text, system_id): (&str, i64) = (column(&row, 1)?, column(&row, 5)?);
-        let directory: &str = column(&directory, 0)?;
-        Ok(Self {
-            version,
-            version_text: text.split(' ').next().unwrap_or_default().to_owned(),
-            // SQL has no unsigned numbers.
-            system_id: SystemId(system_id.cast_unsigned()),
-            data_directory: directory.into(),
-            is_standby: column(&row, 2)?,
-        })
     }
 
     /// Its tablespaces now, but for those that lie in the data directory.
@@ -108,22 +182,4 @@ fn functions(version: PgVersion) -> [&'static str; 2] {
             "pg_stop_backup(boolean, boolean)",
         ]
     }
-}
-
-fn refused(kind: ErrorKind, message: String) -> AgentError {
-    AgentError::Server {
-        action: "back the PostgreSQL server up",
-        message,
-        kind,
-    }
-}
-
-/// What a superuser would have to do.
-fn grants(role: &str, functions: &[&str]) -> String {
-    let role = format!("\"{}\"", role.replace('"', "\"\""));
-    format!(
-        "its role {role} may not; let a superuser run in the database that is connected to: ALTER ROLE {role} REPLICATION; GRANT \
-         pg_read_all_settings TO {role}; GRANT EXECUTE ON FUNCTION {} TO {role};",
-        functions.join(", ")
-    )
 }

@@ -16,7 +16,7 @@ const ACCOUNTS_MAX: usize = 4 << 20;
 ///
 /// # Errors
 /// `NotAllowed` with the line that would allow it, `Invalid` when there is no such user.
-pub(super) fn check(uid: u32, cluster: &ClusterConfig, name: &str) -> Result<()> {
+pub(crate) fn check(uid: u32, cluster: &ClusterConfig, name: &str) -> Result<()> {
     if uid == 0 {
         return Ok(());
     }
@@ -37,6 +37,17 @@ pub(super) fn check(uid: u32, cluster: &ClusterConfig, name: &str) -> Result<()>
         "the user with number {uid} may not push or fetch WAL of {name}; only {user} may. If the server runs as another user, \
          name that in agent.toml and restart the agent:\n[postgres.{name}]\nuser = \"NAME\""
     )))
+}
+
+/// The name of a user in this host's accounts.
+pub(crate) fn user_name(uid: u32) -> Option<String> {
+    let bytes = holdfast_net::durable::read(Path::new(ACCOUNTS), ACCOUNTS_MAX).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
 }
 
 /// The number of a user in a file of the form of passwd. Names of remote directories are not looked up: that could hang.
