@@ -96,7 +96,7 @@ impl Ingest {
         if self.is_kept(session, announced).await? {
             return Ok(true);
         }
-        self.check_space(len).await?;
+        self.check_space(session, len).await?;
         let upload = self.store.begin_upload().await?;
         let received = receive::receive(upload, announced, session.vault, frames).await?;
         self.store_durably(announced, received.upload).await?;
@@ -135,16 +135,22 @@ impl Ingest {
         Ok(true)
     }
 
-    async fn check_space(&self, len: u64) -> Result<()> {
+    async fn check_space(&self, session: &Session, len: u64) -> Result<()> {
         let space = self.store.space().await?;
         let reserve = self.reserve_of(space.total);
-        if space.free >= reserve.saturating_add(len) {
+        let kept = kept_free(reserve, session.is_journal);
+        if space.free >= kept.saturating_add(len) {
             return Ok(());
         }
+        let what = if session.is_journal {
+            "even WAL is refused, which may use half of that"
+        } else {
+            "new data is refused"
+        };
         Err(Error::refused(
             ErrorKind::NoSpace,
             format!(
-                "the store has {} MiB free and keeps a reserve of {} MiB: new data is refused; free space with \
+                "the store has {} MiB free and keeps a reserve of {} MiB: {what}; free space with \
                  `holdfastctl snapshot delete` and `holdfastctl gc`, or make the store larger",
                 space.free >> 20,
                 reserve >> 20
@@ -195,6 +201,12 @@ impl Ingest {
             }
         }
     }
+}
+
+/// What a session must leave free of a store. WAL may use half of the reserve: a backup can be taken again when there is room,
+/// while a server whose WAL nobody takes fills its own disk and stops.
+fn kept_free(reserve: u64, is_journal: bool) -> u64 {
+    if is_journal { reserve / 2 } else { reserve }
 }
 
 /// Marks a pack as being received: two streams of one pack would meet in the store.

@@ -9,7 +9,7 @@
 )]
 
 use holdfast_integration::{
-    harness::{Archiving, Options, Output, archiving},
+    harness::{Archiving, Cluster, Options, Output, Server, archiving},
     scenario::{AGENT, SOURCE, Scenario},
     seed::{self, Rng},
     wait,
@@ -223,6 +223,51 @@ fn leave_free(disk: &Path, mib: u64) {
     let about = rustix::fs::statvfs(disk).unwrap();
     let len = about.f_bavail * about.f_frsize - (mib << 20);
     fs::write(hog, vec![0; usize::try_from(len).unwrap()]).unwrap();
+}
+
+#[test]
+fn wal_is_taken_when_data_is_refused_until_half_of_the_reserve_is_used() {
+    let base = Server::base();
+    let disk = SmallDisk::new(&base.path().join("store"), 64);
+    let mut cluster = Cluster::start_with(Options {
+        store_dir: Some(disk.at.clone()),
+        reserve: Some("32MiB".into()),
+        ..Options::default()
+    });
+    let mut server = Server::init(base.path(), "main");
+    let command = archiving::attach(&mut cluster, &server, base.path());
+    server.start();
+    server.execute("ALTER SYSTEM SET archive_mode = on");
+    server.execute(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+    server.stop();
+    server.start();
+    let segment = || {
+        server.execute("CREATE TABLE IF NOT EXISTS rows AS SELECT i FROM generate_series(1, 1000) i");
+        let name = server.query("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        server.execute("INSERT INTO rows VALUES (1); SELECT pg_switch_wal()");
+        name
+    };
+    let archived = |name: &str| {
+        let done = server.data().join(format!("pg_wal/archive_status/{name}.done"));
+        wait::until("the segment to be archived", || done.exists().then_some(()));
+    };
+
+    leave_free(&disk.at, 24);
+    assert_says_no_space(&cluster.backup(archiving::SOURCE));
+    archived(&segment());
+    assert_says_no_space(&cluster.backup(archiving::SOURCE));
+
+    leave_free(&disk.at, 8);
+    let waiting = segment();
+    wait::until("the server to be refused", || {
+        let failed = server.query("SELECT coalesce(last_failed_wal, '') FROM pg_stat_archiver");
+        (failed == waiting).then_some(())
+    });
+    fs::remove_file(disk.at.join("hog")).unwrap();
+    server.execute("SELECT pg_reload_conf()");
+    archived(&waiting);
+    let _ = cluster.backup(archiving::SOURCE).ok();
+    server.stop();
 }
 
 #[test]

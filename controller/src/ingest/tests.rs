@@ -165,3 +165,53 @@ async fn many_packs_at_once_share_entries() {
         60
     );
 }
+
+#[tokio::test]
+async fn wal_may_use_half_of_the_reserve_and_data_none_of_it() {
+    let world = World::new().await;
+    let (_, data) = world.open("web1").await;
+    let wal = Session {
+        is_journal: true,
+        ..data.clone()
+    };
+    // Far from both limits, since other programs use that file system too.
+    let free = world.store.space().await.unwrap().free;
+    for (at, (reserve, taken)) in [
+        (free / 2, [true, true]),
+        (free / 2 * 3, [false, true]),
+        (free.saturating_mul(3), [false, false]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let ingest = Ingest::new(
+            world.store.clone(),
+            world.index.clone(),
+            &world.catalog,
+            Some(reserve),
+        );
+        for (session, taken) in [&data, &wal].into_iter().zip(taken) {
+            let (pack, ..) = tree(&format!("{at}{}", session.is_journal), 3, 1000);
+            let announced = Announced {
+                pack: pack.0,
+                len: pack.1.len() as u64,
+            };
+            let frames = futures::stream::iter([Ok(Bytes::from(pack.1))]);
+            let received = ingest.receive(session, announced, frames).await;
+            assert_eq!(
+                received.map_err(|error| error.kind()),
+                if taken { Ok(false) } else { Err(ErrorKind::NoSpace) },
+                "{reserve} of {free}, journal: {}",
+                session.is_journal
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_free_is_exact() {
+    assert_eq!(kept_free(10, false), 10);
+    assert_eq!(kept_free(10, true), 5);
+    assert_eq!(kept_free(0, true), 0);
+    assert_eq!(kept_free(u64::MAX, true), u64::MAX / 2);
+}

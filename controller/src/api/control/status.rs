@@ -37,7 +37,7 @@ impl Control {
             match store.state.as_str() {
                 "ok" => {}
                 "reserve" => warnings.push(format!(
-                    "store {} has less than its reserve free: new packs are refused; delete snapshots and run `gc`",
+                    "store {} has less than its reserve free: new data is refused, and WAL when half of it is used; delete snapshots and run `gc`",
                     store.location
                 )),
                 state => warnings.push(format!("store {} is {state}", store.location)),
