@@ -309,3 +309,28 @@ fn a_full_disk_of_the_wal_is_found_by_check() {
     let _ = check().ok();
     world.server.stop();
 }
+
+#[test]
+fn a_cluster_for_which_there_is_no_room_is_not_begun() {
+    let mut world = Archiving::start("");
+    world.archive_all();
+    let _ = world.cluster.backup(archiving::SOURCE).ok();
+    let disk = SmallDisk::new(&world.path("small"), 64);
+    let to = disk.at.join("pg");
+    let restore = |more: &[&str]| {
+        let to = to.to_str().unwrap();
+        let fixed = ["restore", archiving::SOURCE, "--latest", "--to", to];
+        world.cluster.ctl(fixed.iter().chain(more))
+    };
+    let refused = restore(&[]).expect_code(1);
+    let said = &refused.stderr;
+    assert!(said.contains("MiB are needed in"), "{said}");
+    assert!(said.contains("--tablespace"), "it says what to do: {said}");
+    assert!(!to.exists(), "nothing was written");
+    // Whoever knows better finds out later, and can go on when there is room.
+    assert_ne!(restore(&["--no-space-check"]).code, 0);
+    disk.resize(512);
+    let _ = restore(&["--in-place"]).ok();
+    assert!(to.join("global/pg_control").exists());
+    world.server.stop();
+}

@@ -149,6 +149,8 @@ impl Trial<'_> {
             recover_to,
             // It is looked for by the trial, whose word on it is another.
             guards_tablespaces: false,
+            accept_loss: false,
+            checks_space: false,
         };
         // The server's user passes through it to the tablespaces.
         scratch::make_dir(&self.tablespaces(), false)?;

@@ -20,11 +20,13 @@ mod made_elsewhere;
 mod manifest;
 mod map;
 mod marker;
+mod old_wal;
 mod plan;
 mod recovery;
 mod run_as;
 mod server;
 mod site;
+mod space;
 
 pub use apply::PostgresReport;
 pub use backup::Backup;
@@ -32,9 +34,10 @@ pub use error::PostgresError;
 pub use made_elsewhere::made_elsewhere;
 pub use manifest::{DamagedBlock, Manifest, Tablespace};
 pub use plan::{Begin, Plan, TablespaceTarget};
-pub use recovery::{NO_ARCHIVE, RecoverTo, Way, wanted};
+pub use recovery::{NO_ARCHIVE, RecoverTo, SegmentSet, Way, wanted};
 pub use run_as::{Network, RunAs};
 pub use server::{ServerState, Start, Started, Until, programs, start};
+pub use space::Lack;
 
 pub use holdfast_postgres::{
     Lsn, Recovery, RecoveryMode, RecoveryTarget, TargetAction, TargetTimeline, TimelineContents,
@@ -66,6 +69,11 @@ pub struct Request {
     pub recover_to: Option<RecoverTo>,
     /// Whether WAL is refused that makes tablespaces where something else lies; not where the caller looks itself.
     pub guards_tablespaces: bool,
+    /// Recover to the latest state also where the cluster that is replaced has WAL that would go on from there, but does not
+    /// connect with the archive.
+    pub accept_loss: bool,
+    /// Whether it is refused when there seems to be no room.
+    pub checks_space: bool,
 }
 
 /// Makes a data directory of a snapshot. Of `options`, what says where and what is not used: the whole cluster goes

@@ -332,10 +332,13 @@ pub(crate) struct TargetArgs {
     /// As far as there is WAL.
     #[arg(long, group = "target", help_heading = "PostgreSQL")]
     pub(crate) latest: bool,
-    /// Recover also without WAL that may still wait in the spool of an agent, and which the archive lacks: it is lost to this
-    /// copy.
+    /// Recover also without WAL that may still wait in the spool of an agent, or that the replaced cluster has behind a gap, and
+    /// which the archive lacks: it is lost to this copy.
     #[arg(long, help_heading = "PostgreSQL")]
     pub(crate) accept_loss: bool,
+    /// Restore a cluster also where there seems to be no room for it, as on a file system that compresses.
+    #[arg(long, help_heading = "PostgreSQL")]
+    pub(crate) no_space_check: bool,
     /// Leave out what is exactly at the time, transaction or position.
     #[arg(long, requires = "target", help_heading = "PostgreSQL")]
     pub(crate) exclusive: bool,

@@ -6,16 +6,23 @@ use super::{
     files::{self, Owner},
     look, made_elsewhere, map, marker,
     marker::Phase,
+    old_wal::OldWal,
     plan::{self, Begin, Plan},
-    recovery::{self, Way},
+    recovery::{self, RecoverTo, Way},
     site::{self, CONTROL_ASIDE, Site},
+    space::{self, SEGMENTS_SPARE},
 };
 use crate::{
-    BlobOpener, Layout, RestoreError, RestoreOptions, RestoreReport, Result, Snapshot,
+    BlobOpener, Layout, OnRemoval, RestoreError, RestoreOptions, RestoreReport, Result, Snapshot,
     place::{self, Destination},
 };
+use holdfast_postgres::RecoveryTarget;
 use holdfast_repo::Entry;
-use std::{os::fd::AsFd as _, path::PathBuf, sync::atomic::Ordering::Relaxed};
+use std::{
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 /// What became of it.
 #[derive(Debug, Clone)]
@@ -51,10 +58,19 @@ pub(super) fn run(
         )
         .into());
     }
-    let way = match &request.recover_to {
-        Some(to) => Some(recovery::find(opener, backup, to)?),
+    let old_wal = match &request.recover_to {
+        Some(_) => OldWal::look(&plan, backup)?,
         None => None,
     };
+    let way = match &request.recover_to {
+        Some(to) => Some(recovery::find(opener, backup, to, old_wal.as_ref())?),
+        None => None,
+    };
+    if let (Some(way), Some(to)) = (&way, &request.recover_to)
+        && !request.accept_loss
+    {
+        refuse_loss(&plan, way, to)?;
+    }
     let mut work = Work {
         snapshot,
         backup,
@@ -62,9 +78,23 @@ pub(super) fn run(
         options,
         request,
         way: way.as_ref(),
+        old_wal: old_wal.as_ref(),
         report: RestoreReport::default(),
     };
     let owner = owner(snapshot)?;
+    if request.checks_space && !options.dry_run {
+        let counting = RestoreOptions {
+            dry_run: true,
+            on_removal: OnRemoval::default(),
+            progress: Arc::default(),
+            ..options.clone()
+        };
+        let mut counting = Work {
+            options: &counting,
+            ..work.clone()
+        };
+        space::check(counting.coming(opener)?, plan.begin != Begin::Fresh)?;
+    }
     let mut wal_aside = None;
     let complete = if options.dry_run {
         work.preview(opener)?;
@@ -95,6 +125,18 @@ pub(super) fn run(
     })
 }
 
+/// Who asks for the latest state must not get an older one in silence.
+fn refuse_loss(plan: &Plan, way: &Way, to: &RecoverTo) -> Result<(), PostgresError> {
+    let wanted = to.recovery.target == RecoveryTarget::Latest;
+    if !wanted || way.cut_off.is_empty() {
+        return Ok(());
+    }
+    Err(PostgresError::WouldLose {
+        dir: plan.dir.display().to_string(),
+        segments: way.cut_off.named().join(", "),
+    })
+}
+
 /// Whom the cluster belongs to, as its data directory said.
 fn owner(snapshot: &Snapshot) -> Result<Owner> {
     let trees = snapshot.root().sealed.trees.iter();
@@ -110,6 +152,7 @@ fn owner(snapshot: &Snapshot) -> Result<Owner> {
     })
 }
 
+#[derive(Clone)]
 struct Work<'w> {
     snapshot: &'w Snapshot,
     backup: &'w Backup,
@@ -117,6 +160,7 @@ struct Work<'w> {
     options: &'w RestoreOptions,
     request: &'w Request,
     way: Option<&'w Way>,
+    old_wal: Option<&'w OldWal>,
     report: RestoreReport,
 }
 
@@ -144,6 +188,26 @@ impl Work<'_> {
         self.wal(opener, &dir)?;
         self.journal(opener, site)?;
         site.own_wal(owner)
+    }
+
+    /// Bytes that come to each directory.
+    fn coming(&mut self, opener: &mut BlobOpener) -> Result<Vec<(PathBuf, u64)>> {
+        let plan = self.plan;
+        let mut coming = Vec::with_capacity(1 + plan.tablespaces.len());
+        for target in &plan.tablespaces {
+            let before = self.report.bytes;
+            self.tablespace(opener, target, &Destination::path(&target.dir))?;
+            coming.push((target.dir.clone(), self.report.bytes - before));
+        }
+        let before = self.report.bytes;
+        let dir = Destination::path(&plan.dir);
+        self.data(opener, &dir, Vec::new())?;
+        self.wal(opener, &dir)?;
+        let segment = u64::from(self.backup.manifest.wal_segment_size.bytes());
+        let journal = self.way.map_or(0, |way| way.bytes);
+        let wal = journal.saturating_add(segment.saturating_mul(SEGMENTS_SPARE));
+        coming.push((plan.dir.clone(), (self.report.bytes - before).saturating_add(wal)));
+        Ok(coming)
     }
 
     /// Counts all trees, and what would be removed.
@@ -213,21 +277,28 @@ impl Work<'_> {
         self.tree(opener, to, &options)
     }
 
-    /// WAL from behind the backup, up to the target.
+    /// WAL from behind the backup, up to the target: from the archive, and what only the old cluster has.
     fn journal(&mut self, opener: &mut BlobOpener, site: &Site) -> Result<()> {
         let (Some(way), Some(to)) = (self.way, &self.request.recover_to) else {
             return Ok(());
         };
         let wal = site.wal()?;
         let (cancel, report) = (&self.options.cancel, &mut self.report);
-        recovery::place(opener, &to.journal, way, wal.as_fd(), |len| {
+        let mut placed = |len| {
             if cancel.load(Relaxed) {
                 return Err(RestoreError::Interrupted);
             }
             report.files += 1;
             report.bytes += len;
             Ok(())
-        })
+        };
+        recovery::place(opener, &to.journal, way, wal.as_fd(), &mut placed)?;
+        for segment in way.taken_over.iter() {
+            if let Some(old) = self.old_wal {
+                placed(old.copy(segment, wal.as_fd())?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Always in place: the targets were looked at already, and the note lies in one of them.

@@ -1,5 +1,6 @@
 //! Why a PostgreSQL backup is not restored, or what was restored does not run.
 
+use super::space::{self, Lack};
 use holdfast_core::{ErrorKind, HasKind};
 use holdfast_postgres::{PgError, SystemId};
 
@@ -82,6 +83,23 @@ pub enum PostgresError {
         /// The last segment before them.
         reaches: Option<String>,
     },
+    /// The cluster that is replaced has more WAL, which does not connect with the archive.
+    #[error(
+        "{dir} has WAL that is archived nowhere and goes on behind a gap: {segments}; what lies before it is missing, so that this \
+         recovery would end before it"
+    )]
+    WouldLose {
+        /// Its data directory.
+        dir: String,
+        /// Which segments.
+        segments: String,
+    },
+    /// It would not fit.
+    #[error("there is not enough room, and nothing was written: {}", space::told(lacks))]
+    NoRoom {
+        /// Where.
+        lacks: Vec<Lack>,
+    },
     /// Nothing was archived since the target.
     #[error("no WAL of that time is archived: {}", newest_text(newest))]
     NotThatFar {
@@ -153,6 +171,7 @@ impl HasKind for PostgresError {
             Self::Way(error) => error.kind(),
             Self::WalMissing { .. } | Self::NotThatFar { .. } => ErrorKind::NotFound,
             Self::Newer(_) | Self::NoPrograms { .. } => ErrorKind::Unsupported,
+            Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::NotRecovered { .. } => ErrorKind::Unavailable,
             Self::Mapping(_) | Self::Nested { .. } => ErrorKind::Invalid,
             Self::NotEmpty { .. }
@@ -160,6 +179,7 @@ impl HasKind for PostgresError {
             | Self::OtherCluster { .. }
             | Self::Running { .. }
             | Self::Busy { .. }
+            | Self::WouldLose { .. }
             | Self::MakesTablespace { .. }
             | Self::TablespaceNotEmpty { .. } => ErrorKind::Conflict,
         }

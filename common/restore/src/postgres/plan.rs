@@ -272,6 +272,8 @@ mod tests {
             in_place,
             recover_to: None,
             guards_tablespaces: true,
+            accept_loss: false,
+            checks_space: true,
         }
     }
 

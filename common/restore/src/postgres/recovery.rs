@@ -5,7 +5,12 @@
 //! has none: so a command that never has any is enough, and the server needs neither a controller nor an agent while it
 //! replays.
 
-use super::{Backup, PostgresError, files::failed, server::Until};
+use super::{
+    Backup, PostgresError,
+    files::failed,
+    old_wal::{self, OldWal, Sorted},
+    server::Until,
+};
 use crate::{BlobOpener, RestoreError, Result, journal::Journal, place::open_below};
 use holdfast_core::{UnixMillis, limits::PG_HISTORY_MAX};
 use holdfast_postgres::{
@@ -63,10 +68,43 @@ pub struct Way {
     pub bytes: u64,
     /// What is missing behind where the target surely is, if anything.
     pub missing: Option<String>,
+    /// Segments on the way that only the cluster has that is replaced.
+    pub taken_over: SegmentSet,
+    /// Others that only it has, and wanted to archive, or that the way would go on with.
+    pub left_aside: SegmentSet,
+    /// Those of them that go on behind a gap, and not from another content than is archived.
+    pub cut_off: SegmentSet,
+}
+
+/// Segments of WAL.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SegmentSet(BTreeSet<Segment>);
+
+impl SegmentSet {
+    /// In words, run by run.
+    #[must_use]
+    pub fn named(&self) -> Vec<String> {
+        old_wal::named(&self.0)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Segment> {
+        self.0.iter().copied()
+    }
 }
 
 /// Finds the way; on a thread that may wait.
-pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> Result<Way> {
+pub(super) fn find(
+    opener: &mut BlobOpener,
+    backup: &Backup,
+    to: &RecoverTo,
+    old_wal: Option<&OldWal>,
+) -> Result<Way> {
     let manifest = &backup.manifest;
     let size = manifest.wal_segment_size;
     let journal = &to.journal;
@@ -88,6 +126,15 @@ pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> 
             Ok(WalFile::Partial(_) | WalFile::Backup { .. }) | Err(_) => {}
         }
     }
+    let mut old = Sorted::default();
+    if let Some(old_wal) = old_wal {
+        old = old_wal.sort(opener, journal, |segment| {
+            segments.contains(segment.timeline(), segment.number())
+        })?;
+        for segment in &old.follow {
+            segments.insert(*segment).map_err(of_archive)?;
+        }
+    }
     let range = BackupRange {
         timeline: manifest.timeline,
         start: manifest.start_lsn,
@@ -100,7 +147,12 @@ pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> 
     let (target, timeline) = (&to.recovery.target, to.recovery.timeline);
     let plan = plan_wal(range, archive, target, timeline).map_err(of_archive)?;
     let missing = check(&plan, target, journal)?;
-    let files = files_of(&plan, target, &own, &histories, journal);
+    let on_way = on_way(&plan, target, &own);
+    let files = files_of(&on_way, &histories, journal);
+    let taken_over: BTreeSet<Segment> = on_way.intersection(&old.follow).copied().collect();
+    let (left_aside, cut_off) = left(&plan, &old, &taken_over, |segment| {
+        old_wal.is_some_and(|old| old.is_ready(segment))
+    });
     Ok(Way {
         recovery: Recovery {
             timeline: told(&plan, manifest.timeline, &to.recovery),
@@ -111,10 +163,37 @@ pub(super) fn find(opener: &mut BlobOpener, backup: &Backup, to: &RecoverTo) -> 
         bytes: files
             .iter()
             .filter_map(|name| Some(journal.files().get(name)?.len))
+            .chain(taken_over.iter().map(|segment| u64::from(segment.size().bytes())))
             .sum(),
         files,
         missing,
+        taken_over: SegmentSet(taken_over),
+        left_aside: SegmentSet(left_aside),
+        cut_off: SegmentSet(cut_off),
     })
+}
+
+/// What the way does not take of the segments that only the old cluster has: all that matters, and of it what the way would go
+/// on with but for a gap.
+fn left(
+    plan: &WalPlan,
+    old: &Sorted,
+    taken: &BTreeSet<Segment>,
+    is_ready: impl Fn(Segment) -> bool,
+) -> (BTreeSet<Segment>, BTreeSet<Segment>) {
+    let reaches = plan.reaches.map(Segment::number);
+    let goes_on = |segment: &Segment| segment.timeline() == plan.timeline && Some(segment.number()) > reaches;
+    let all = old.follow.union(&old.diverged).chain(&old.apart).copied();
+    let left = all.filter(|segment| !taken.contains(segment) && (goes_on(segment) || is_ready(*segment)));
+    // A server that archives would have gone on with them, on whichever timeline.
+    let is_beyond =
+        |segment: &Segment| segment.timeline() >= plan.timeline && Some(segment.number()) > reaches;
+    let cut_off = old
+        .apart
+        .iter()
+        .copied()
+        .filter(|segment| goes_on(segment) || (is_ready(*segment) && is_beyond(segment)));
+    (left.collect(), cut_off.collect())
 }
 
 /// The segments of the backup that need not come from the archive. A standby's last one ends where the backup does: it stands
@@ -257,22 +336,11 @@ fn named(missing: &[Run], plan: &WalPlan) -> String {
     text
 }
 
-/// Segments on the way that the backup does not hold itself, and the histories of all timelines.
-fn files_of(
-    plan: &WalPlan,
-    target: &RecoveryTarget,
-    own: &[Segment],
-    histories: &BTreeMap<TimelineId, TimelineHistory>,
-    journal: &Journal,
-) -> Vec<String> {
+/// Segments on the way that the backup does not hold itself, archived or not.
+fn on_way(plan: &WalPlan, target: &RecoveryTarget, own: &[Segment]) -> BTreeSet<Segment> {
     let own: BTreeSet<Segment> = own.iter().copied().collect();
-    // All histories, also those off the way: a server that is promoted takes the next number that it finds free, and must
-    // not take one whose WAL is archived already.
-    let mut names: Vec<String> = histories
-        .keys()
-        .map(|timeline| WalFile::History(*timeline).to_string())
-        .collect();
     let size = plan.reaches.map(Segment::size);
+    let mut found = BTreeSet::new();
     for Need { any_of, first, last } in &plan.needs {
         let reaches = plan.reaches.map(Segment::number);
         let mut last = last.or(reaches).unwrap_or(*first);
@@ -286,13 +354,28 @@ fn files_of(
         for number in *first..=last {
             let on_any = any_of
                 .iter()
-                .filter_map(|timeline| Segment::new(*timeline, number, size?))
-                .filter(|segment| !own.contains(segment))
-                .map(|segment| segment.to_string());
-            names.extend(on_any.filter(|name| journal.files().contains_key(name)));
+                .filter_map(|timeline| Segment::new(*timeline, number, size?));
+            found.extend(on_any.filter(|segment| !own.contains(segment)));
         }
     }
-    names
+    found
+}
+
+/// The archived ones of them, and the histories of all timelines.
+fn files_of(
+    on_way: &BTreeSet<Segment>,
+    histories: &BTreeMap<TimelineId, TimelineHistory>,
+    journal: &Journal,
+) -> Vec<String> {
+    // All histories, also those off the way: a server that is promoted takes the next number that it finds free, and must
+    // not take one whose WAL is archived already.
+    let histories = histories
+        .keys()
+        .map(|timeline| WalFile::History(*timeline).to_string());
+    let segments = on_way.iter().map(Segment::to_string);
+    histories
+        .chain(segments.filter(|name| journal.files().contains_key(name)))
+        .collect()
 }
 
 /// Puts the way's files into `pg_wal`, each under its name only when it is whole. Those that are there stay.

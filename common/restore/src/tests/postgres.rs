@@ -164,6 +164,8 @@ impl World {
             in_place,
             recover_to: None,
             guards_tablespaces: true,
+            accept_loss: false,
+            checks_space: true,
         }
     }
 
@@ -437,6 +439,8 @@ async fn gaps_leave_no_cluster_that_starts() {
         in_place: false,
         recover_to: None,
         guards_tablespaces: true,
+        accept_loss: false,
+        checks_space: true,
     };
     let done = restore(&snapshot, &backup, request.clone(), RestoreOptions::default())
         .await

@@ -135,6 +135,8 @@ pub(super) async fn run(args: &RecoverArgs) -> Result<()> {
                 layout: args.layout,
                 tablespaces: &args.tablespaces,
                 recover_to,
+                accept_loss: args.target.accept_loss,
+                checks_space: !args.target.no_space_check,
                 start: args.target.start.then_some(args.target.server_options.as_deref()),
             };
             restore::here(&found, &plan, args.output.output).await

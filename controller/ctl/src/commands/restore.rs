@@ -42,6 +42,10 @@ pub(super) struct Plan<'a> {
     pub(super) layout: RestoreLayout,
     pub(super) tablespaces: &'a [OsString],
     pub(super) recover_to: Option<RecoverTo>,
+    /// Recover without WAL that the cluster which is replaced may have alone.
+    pub(super) accept_loss: bool,
+    /// Refuse a cluster for which there seems to be no room.
+    pub(super) checks_space: bool,
     /// Start the server, with these options.
     pub(super) start: Option<Option<&'a str>>,
 }
@@ -94,6 +98,8 @@ pub(super) async fn run(cluster: &Cluster, address: &Address, args: &RestoreArgs
         layout: args.layout,
         tablespaces: &args.tablespaces,
         recover_to,
+        accept_loss: args.target.accept_loss,
+        checks_space: !args.target.no_space_check,
         start: args.target.start.then_some(args.target.server_options.as_deref()),
     };
     let restored = here(&snapshot, &plan, args.output.output).await;

@@ -102,6 +102,10 @@ struct Recovers {
     /// Segments behind the target that are archived nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     missing: Option<String>,
+    /// Segments that are archived nowhere, and came from the cluster that was replaced.
+    taken_over: Vec<String>,
+    /// Segments of that cluster that are archived nowhere either, and are no part of this recovery.
+    left_aside: Vec<String>,
 }
 
 impl From<Way> for Recovers {
@@ -112,6 +116,29 @@ impl From<Way> for Recovers {
             wal_files: way.files.len(),
             wal_bytes: way.bytes,
             missing: way.missing,
+            taken_over: way.taken_over.named(),
+            left_aside: way.left_aside.named(),
+        }
+    }
+}
+
+impl Recovers {
+    /// Says what the archive lacks of the cluster that was replaced.
+    fn tell(&self, aside: Option<&str>) {
+        let place = aside.unwrap_or("its pg_wal, aside");
+        if !self.taken_over.is_empty() {
+            eprintln!(
+                "note: WAL that is archived nowhere was taken over from the cluster that lay there: {}; until the next backup of \
+                 what it recovers to, it is only here and in {place}",
+                self.taken_over.join(", ")
+            );
+        }
+        if !self.left_aside.is_empty() {
+            eprintln!(
+                "warning: WAL of the cluster that lay there is archived nowhere and no part of this recovery: {}; it is only in \
+                 {place}",
+                self.left_aside.join(", ")
+            );
         }
     }
 }
@@ -159,6 +186,8 @@ pub(super) async fn restore(
         in_place: plan.in_place,
         recover_to: plan.recover_to.clone(),
         guards_tablespaces: true,
+        accept_loss: plan.accept_loss,
+        checks_space: plan.checks_space,
     };
     let done = postgres::restore(snapshot, backup, request, options)
         .await
@@ -229,6 +258,14 @@ fn explained(error: RestoreError) -> Fault {
             PostgresError::Way(_) => "choose another snapshot (SOURCE@SNAPSHOT), target or --timeline",
             PostgresError::WalMissing { .. } => {
                 "recover to a target before the gap, or choose a snapshot after it; holdfastctl get journal shows what there is"
+            }
+            PostgresError::NoRoom { .. } => {
+                "free space there, choose another directory, or give tablespaces another place (--tablespace NAME=DIR); where the \
+                 file system compresses, --no-space-check"
+            }
+            PostgresError::WouldLose { .. } => {
+                "start that server and let it archive them, or archive what is missing before them (holdfast-agent wal push); or, to \
+                 recover without them, --accept-loss: they are kept aside"
             }
             PostgresError::NotThatFar { .. } => {
                 "wait until WAL of that time is archived, or leave the target out to recover all that there is"
@@ -306,6 +343,9 @@ impl Cluster {
             eprintln!(
                 "note: the WAL that lay there before is kept in {path}; remove it when you do not need it"
             );
+        }
+        if let Some(recovery) = &self.recovery {
+            recovery.tell(self.wal_aside.as_deref());
         }
         let printable = |text: &str| shown(text.as_bytes());
         for Damaged { file, block } in self.damaged.iter().take(DAMAGED_SHOWN) {
