@@ -371,9 +371,13 @@ impl Command {
                 work, source, agent, ..
             } => Self::CreateJob {
                 job: JobId([0; 16]),
+                // A node chooses who backs up by who is connected, which may be another one at a retry.
+                agent: match work {
+                    JobWork::Backup => source.agent.clone(),
+                    _ => agent,
+                },
                 work,
                 source,
-                agent,
             },
             other => other,
         }

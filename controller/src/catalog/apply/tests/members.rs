@@ -331,3 +331,16 @@ fn settings_of_an_earlier_version_have_no_members() {
     assert_eq!(now.members, Vec::<Name>::new());
     assert_eq!(crate::catalog::kv::encode(&now).unwrap(), bytes);
 }
+
+#[test]
+fn a_retry_acts_once_also_when_another_member_is_connected_by_then() {
+    let mut world = world();
+    let request = Some(RequestId([7; 16]));
+    let Reply::Job(first) = world.propose(Actor::System, request, job(1, "web1")) else {
+        panic!("no job");
+    };
+    let Reply::Job(again) = world.propose(Actor::System, request, job(2, "web2")) else {
+        panic!("not the same request");
+    };
+    assert_eq!((again.id, &again.agent), (first.id, &first.agent));
+}
