@@ -13,10 +13,16 @@ pub fn pause() {
     pause_for(POLL);
 }
 
-/// Pauses this thread, for fault injection at a random moment.
+/// Pauses this thread for all of that time: for fault injection at a random moment, and to pace a load.
 pub fn pause_for(time: Duration) {
-    // `park_timeout` may wake early, which is harmless here: every caller looks again or is random anyway.
-    std::thread::park_timeout(time);
+    let end = Instant::now() + time;
+    // Whoever waited for threads of its own may have been left a wake-up, which ends the first of these at once.
+    while let Some(left) = end
+        .checked_duration_since(Instant::now())
+        .filter(|left| !left.is_zero())
+    {
+        std::thread::park_timeout(left);
+    }
 }
 
 /// Looks until `look` gives something, or `patience` is over.
