@@ -315,7 +315,8 @@ fn a_cluster_for_which_there_is_no_room_is_not_begun() {
     let mut world = Archiving::start("");
     world.archive_all();
     let _ = world.cluster.backup(archiving::SOURCE).ok();
-    let disk = SmallDisk::new(&world.path("small"), 64);
+    // Less than the files alone take.
+    let disk = SmallDisk::new(&world.path("small"), 32);
     let to = disk.at.join("pg");
     let restore = |more: &[&str]| {
         let to = to.to_str().unwrap();

@@ -484,6 +484,11 @@ async fn malformed_calls_are_refused() {
         ErrorKind::Invalid,
         "no job"
     );
+    let request = pb::OpenSessionRequest {
+        job: Bytes::from_static(&[7; 16]),
+        attempt: 1,
+        ..request
+    };
     assert_eq!(
         kind(world.data.open(&peer("other"), request).await),
         ErrorKind::Denied,

@@ -272,7 +272,15 @@ async fn an_interrupted_restore_has_no_control_file_and_goes_on() {
         cancel: Arc::new(AtomicBool::new(true)),
         ..RestoreOptions::default()
     };
+    // While room is looked for, nothing is there yet.
     let request = world.request(Some("moved"), false);
+    let outcome = restore(&world.snapshot, &world.backup, request, cancelled.clone()).await;
+    assert!(matches!(outcome, Err(RestoreError::Interrupted)));
+    assert!(!world.has(".holdfast-restore"));
+    let request = Request {
+        checks_space: false,
+        ..world.request(Some("moved"), false)
+    };
     let outcome = restore(&world.snapshot, &world.backup, request, cancelled).await;
     assert!(matches!(outcome, Err(RestoreError::Interrupted)));
     assert!(world.has(".holdfast-restore") && !world.has("global/pg_control"));
