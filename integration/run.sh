@@ -17,7 +17,7 @@ Environment: CARGO_TARGET_DIR is honoured. HOLDFAST_SEED repeats a seeded test r
              HOLDFAST_BENCH_ROUNDS (3), HOLDFAST_BENCH_SCALE (1.0), HOLDFAST_BENCH_DIR, HOLDFAST_BENCH_JSON,
              HOLDFAST_BENCH_MINUTES (60: no round is begun that would end later), HOLDFAST_BENCH_TOOLS,
              HOLDFAST_BENCH_PIPELINE (as in level=1,workers=3: the agent's settings) and HOLDFAST_BENCH_DATA
-             (tree,image,text; also many, or daily or postgres alone) change the bench.
+             (tree,image,text; also many; or daily, postgres, replay or load alone) change the bench.
              HOLDFAST_FUZZ_SECONDS (300) per target, HOLDFAST_FUZZ_TARGETS (all) change the fuzzing.
 TEXT
 }
@@ -185,7 +185,7 @@ run_bench() {
     local tool
     for tool in restic rsync zstd tar; do need "$tool" "$tool"; done
     need borg borgbackup
-    if [[ ,${HOLDFAST_BENCH_DATA:-}, == *,postgres,* ]]; then
+    if [[ ,${HOLDFAST_BENCH_DATA:-}, =~ ,(postgres|replay|load), ]]; then
         need_postgres
         need pgbackrest pgbackrest
     fi
