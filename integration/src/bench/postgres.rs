@@ -256,6 +256,7 @@ impl Bench {
     ) -> anyhow::Result<()> {
         rustix::fs::sync();
         measure::read_all(self.server.data())?;
+        self.place.warm(self.report.sources["postgres"] / 2)?;
         let before = self.stored(tool, round);
         let cost = measure::run(tool.name(), command, &residents(tool, &round.cluster, true))?;
         let stored = self.stored(tool, round) - before;

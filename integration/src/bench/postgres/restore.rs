@@ -42,13 +42,11 @@ impl Bench {
             let dir = if to == To::Memory { &memory } else { &disk };
             match to {
                 To::Damaged => damage(dir)?,
-                To::Memory => {
-                    Server::make_dir(dir);
-                    self.place.warm(self.report.sources["postgres"])?;
-                }
-                To::Disk => Server::make_dir(dir),
+                To::Memory | To::Disk => Server::make_dir(dir),
             }
             rustix::fs::sync();
+            // Last: what is not used at once may be given back to the host again.
+            self.place.warm(self.report.sources["postgres"])?;
             let Some(command) = self.restore(tool, round, to, dir) else {
                 break;
             };
