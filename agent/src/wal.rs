@@ -11,6 +11,7 @@
 
 mod archive;
 mod archives;
+mod blank;
 mod caller;
 mod client;
 mod cluster_files;

@@ -4,23 +4,26 @@
 //! archiver, so that is never given. Of `restore_command` 1 means *there is no such file*, which ends a recovery, and above 125
 //! *stop*: so whatever is not the catalog's own 'no' is 126.
 
-use super::protocol::{Answer, Request, receive, send};
+use super::protocol::{Answer, HANDLES_MAX, Request, receive, send};
 use crate::error::{AgentError, Result};
 use holdfast_core::ErrorKind;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::{io::BufReader, net::UnixStream, time::Instant};
+use tokio::{net::UnixStream, time::Instant};
 
 /// Pause between tries to reach an agent that is not there.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How much longer than the agent itself a client waits for its answer.
 const GRACE: Duration = Duration::from_secs(30);
-/// Bytes that are taken over at a time.
-const BUFFER: usize = 256 << 10;
 /// Longest wait for the answer to a push.
 const PUSH_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -70,8 +73,7 @@ async fn pushed(push: &Push) -> Result<()> {
         data,
         path: push.path.clone(),
     };
-    let (_, answer) = ask(&push.socket, &request).await?;
-    match answer {
+    match ask(&push.socket, &request, &[]).await?.0 {
         Answer::Kept => Ok(()),
         Answer::Failed { why } => Err(failure(&why)),
         Answer::File { .. } | Answer::Absent => Err(failure("it answered something else; update it")),
@@ -114,7 +116,8 @@ async fn fetched(fetch: &Fetch, patience: Duration) -> std::result::Result<bool,
         accept_loss: fetch.accept_loss,
     };
     let lost = |error| Failed { error, again: true };
-    let (input, answer) = ask(&fetch.socket, &request).await.map_err(lost)?;
+    let blanks = blanks(&fetch.path);
+    let (answer, mut handles) = ask(&fetch.socket, &request, &blanks).await.map_err(lost)?;
     let len = match answer {
         Answer::File { len } => len,
         Answer::Absent => return Ok(false),
@@ -132,49 +135,65 @@ async fn fetched(fetch: &Fetch, patience: Duration) -> std::result::Result<bool,
             });
         }
     };
-    let written = write(input, len, &fetch.path);
-    if written.is_err() {
-        let _ = fs::remove_file(&fetch.path);
-    }
-    written.map(|()| true).map_err(lost)
+    let placed = match handles.pop() {
+        Some(handle) => place(File::from(handle), len, &fetch.path),
+        None => Err(failure("it gave no file; restart it")),
+    };
+    placed.map(|()| true).map_err(lost)
 }
 
-/// Writes what comes, on this thread: there is nothing else to do.
-fn write(input: BufReader<UnixStream>, len: u64, path: &Path) -> Result<()> {
-    let failed = |error| AgentError::io("write", path)(error);
-    let mut file = File::create(path).map_err(failed)?;
-    let begun = input.buffer().to_vec();
-    let begun = &begun[..begun.len().min(usize::try_from(len).unwrap_or(usize::MAX))];
-    file.write_all(begun).map_err(failed)?;
-    let mut input = input.into_inner().into_std().map_err(failed)?;
-    input.set_nonblocking(false).map_err(failed)?;
-    input.set_read_timeout(Some(GRACE)).map_err(failed)?;
-    let mut left = len - begun.len() as u64;
-    let mut buffer = vec![0; BUFFER];
-    while left > 0 {
-        let most = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-        match input.read(&mut buffer[..most]).map_err(failed)? {
-            0 => return Err(failure("it ended before the file did")),
-            read => {
-                file.write_all(&buffer[..read]).map_err(failed)?;
-                left -= read as u64;
-            }
+/// Empty files without names, in the directory of that path: for the file and those that will be asked for next. None where the
+/// file system has no such files.
+fn blanks(path: &Path) -> Vec<OwnedFd> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    // As any new file: the server's mask says who else may read it.
+    let mode = Mode::from_raw_mode(0o666);
+    let make = |_| rustix::fs::open(dir, flags, mode).ok();
+    (0..HANDLES_MAX).map_while(make).collect()
+}
+
+/// Gives a file its name, or copies it where that cannot be.
+fn place(mut file: File, len: u64, path: &Path) -> Result<()> {
+    let about = file.metadata().map_err(AgentError::io("look at", path))?;
+    if about.len() != len {
+        return Err(failure("it gave a file of another length than it said"));
+    }
+    // Only one of ours: a server reuses its segments.
+    let is_blank = about.nlink() == 0 && about.uid() == rustix::process::geteuid().as_raw();
+    if is_blank && named(&file, path).is_ok() {
+        return Ok(());
+    }
+    let written = File::create(path).and_then(|mut out| io::copy(&mut file, &mut out));
+    match written {
+        Ok(written) if written == len => Ok(()),
+        written => {
+            let _ = fs::remove_file(path);
+            written.map_err(AgentError::io("write", path))?;
+            Err(failure("its file ended too early"))
         }
     }
-    Ok(())
 }
 
-async fn ask(socket: &Path, request: &Request) -> Result<(BufReader<UnixStream>, Answer)> {
+/// Fails where there is a file already.
+fn named(file: &File, path: &Path) -> rustix::io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)
+}
+
+async fn ask(socket: &Path, request: &Request, blanks: &[OwnedFd]) -> Result<(Answer, Vec<OwnedFd>)> {
     let connection = UnixStream::connect(socket).await.map_err(|error| {
         failure(&format!(
             "{}: {error}; does it run on this host, with this `socket` in its agent.toml?",
             socket.display()
         ))
     })?;
-    let mut connection = BufReader::new(connection);
-    send(&mut connection, request).await?;
-    let answer = receive(&mut connection).await?;
-    Ok((connection, answer))
+    let blanks: Vec<_> = blanks.iter().map(|blank| blank.as_fd()).collect();
+    send(&connection, request, &blanks).await?;
+    receive(&connection).await
 }
 
 fn failure(why: &str) -> AgentError {

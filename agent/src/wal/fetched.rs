@@ -1,6 +1,6 @@
 //! Files out of journals, for servers that recover: the one that is asked for, and those that will be asked for next.
 
-use super::archive::wire;
+use super::{archive::wire, blank::Blank, protocol::HANDLES_MAX};
 use crate::{
     error::{AgentError, Result},
     remote::data_client,
@@ -18,7 +18,8 @@ use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     fs::{self, File},
-    path::{Path, PathBuf},
+    io::Seek as _,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -28,29 +29,52 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 /// Segments fetched before they are asked for: a server reads them faster than one after the other comes.
-const AHEAD: usize = 4;
+const AHEAD: usize = HANDLES_MAX - 1;
+/// How long they are kept for a server that asks for nothing more: they take its disk's room.
+const AHEAD_KEPT: Duration = Duration::from_secs(120);
 /// Connections to the controllers.
 const CONNECTIONS: usize = 2;
-/// Below the agent's state: files that were not asked for yet.
+/// Below the agent's state: files of servers that hand over no empty ones.
 const DIR: &str = "wal-ahead";
 /// Pauses between tries while no controller answers: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// What is asked for.
+pub(super) struct Wanted<'a> {
+    /// The file's name.
+    pub name: &'a str,
+    /// Who asks.
+    pub caller: u32,
+    /// How long it is tried.
+    pub patience: Duration,
+    /// What may wait in a spool that nobody can ask counts as absent.
+    pub accept_loss: bool,
+    /// Where the file, and those after it, may be written.
+    pub blanks: Vec<Blank>,
+}
+
 /// What became of a request.
+#[derive(Debug)]
 pub(super) enum Found {
     /// The catalog is sure that there is none.
     Absent,
     /// The file, checked, from its beginning.
     File {
-        /// Open for reading.
-        file: File,
+        /// Open for reading; it has no name.
+        file: Arc<File>,
         /// Bytes.
         len: u64,
     },
 }
 
-/// How a fetch ahead ended; none while it goes on.
-type Ended = Option<std::result::Result<PathBuf, String>>;
+/// A file that is fetched before it is asked for. It goes with its last handle.
+struct Ahead {
+    /// How that ended; none while it goes on.
+    ended: watch::Receiver<Option<Option<Arc<File>>>>,
+    /// Whose file it was written into, if it is not ours. Nobody else gets it: its owner could still change it.
+    owner: Option<u32>,
+    since: Instant,
+}
 
 /// Fetches files of journals.
 pub(super) struct Fetcher {
@@ -62,7 +86,7 @@ struct Inner {
     tls: ClientTls,
     dir: PathBuf,
     connections: tokio::sync::Mutex<Option<Vec<Connection>>>,
-    ahead: Mutex<HashMap<(SourceRef, String), watch::Receiver<Ended>>>,
+    ahead: Mutex<HashMap<(SourceRef, String), Ahead>>,
     /// Numbers files of this process.
     made: AtomicU64,
 }
@@ -98,23 +122,24 @@ impl Fetcher {
     ///
     /// # Errors
     /// When no controller answered for all that time; when the file is damaged; when the source is not ours to read.
-    pub async fn fetch(
-        &self,
-        source: &SourceRef,
-        name: &str,
-        patience: Duration,
-        accept_loss: bool,
-    ) -> Result<Found> {
+    pub async fn fetch(&self, source: &SourceRef, wanted: Wanted<'_>) -> Result<Found> {
+        let Wanted {
+            name,
+            caller,
+            patience,
+            accept_loss,
+            mut blanks,
+        } = wanted;
         let deadline = Instant::now() + patience;
-        if let Some(found) = self.was_ahead(source, name, deadline).await {
-            self.go_ahead(source, name, &found);
+        if let Some(found) = self.was_ahead(source, name, deadline, caller).await {
+            self.go_ahead(source, name, &found, blanks);
             return Ok(found);
         }
         let mut pause = PAUSE.0;
         loop {
-            let error = match self.inner.fetch(source, name, accept_loss).await {
+            let error = match self.inner.fetch(source, name, accept_loss, blanks.pop()).await {
                 Ok(found) => {
-                    self.go_ahead(source, name, &found);
+                    self.go_ahead(source, name, &found, blanks);
                     return Ok(found);
                 }
                 Err(error) => error,
@@ -129,53 +154,60 @@ impl Fetcher {
         }
     }
 
+    /// What was fetched ahead for a server that asks no more goes.
+    pub fn forget_what_nobody_wants(&self) {
+        let mut ahead = self.inner.ahead.lock();
+        ahead.retain(|_, ahead| ahead.since.elapsed() < AHEAD_KEPT);
+    }
+
     /// The file, if it was fetched ahead or just is.
-    async fn was_ahead(&self, source: &SourceRef, name: &str, deadline: Instant) -> Option<Found> {
+    async fn was_ahead(
+        &self,
+        source: &SourceRef,
+        name: &str,
+        deadline: Instant,
+        caller: u32,
+    ) -> Option<Found> {
         let key = (source.clone(), name.to_owned());
-        let mut ended = self.inner.ahead.lock().remove(&key)?;
-        let path = {
-            let waited = tokio::time::timeout_at(deadline, ended.wait_for(Option::is_some)).await;
-            waited.ok()?.ok()?.clone()?.ok()?
-        };
-        let file = File::open(&path).ok()?;
-        let _ = fs::remove_file(&path);
+        let mut ahead = self.inner.ahead.lock().remove(&key)?;
+        if ahead.owner.is_some_and(|owner| owner != caller) {
+            return None;
+        }
+        let waited = tokio::time::timeout_at(deadline, ahead.ended.wait_for(Option::is_some)).await;
+        let file = waited.ok()?.ok()?.clone()??;
         let len = file.metadata().ok()?.len();
         Some(Found::File { file, len })
     }
 
     /// Begins to fetch the segments after that one. What was fetched ahead elsewhere goes.
-    fn go_ahead(&self, source: &SourceRef, name: &str, found: &Found) {
+    fn go_ahead(&self, source: &SourceRef, name: &str, found: &Found, mut blanks: Vec<Blank>) {
         let next = match found {
             Found::File { len, .. } => following(name, *len),
             Found::Absent => Vec::new(),
         };
         let mut ahead = self.inner.ahead.lock();
-        ahead.retain(|(of, name), ended| {
-            let is_needed = of != source || next.contains(name);
-            if !is_needed && let Some(Ok(path)) = &*ended.borrow() {
-                let _ = fs::remove_file(path);
-            }
-            is_needed
-        });
+        ahead.retain(|(of, name), _| of != source || next.contains(name));
         for name in next {
             let key = (source.clone(), name.clone());
             if ahead.contains_key(&key) {
                 continue;
             }
+            let blank = blanks.pop();
             let (tell, ended) = watch::channel(None);
-            ahead.insert(key, ended);
+            let begun = Ahead {
+                ended,
+                owner: blank.as_ref().map(Blank::owner),
+                since: Instant::now(),
+            };
+            ahead.insert(key, begun);
             let (inner, source) = (Arc::clone(&self.inner), source.clone());
             tokio::spawn(async move {
-                let fetched = match inner.locate(&source, &name, true).await {
-                    Ok(Some(file)) => inner.download(&source, &file).await,
-                    Ok(None) => Err(AgentError::Invalid("there is none yet".into())),
-                    Err(error) => Err(error),
-                };
-                let fetched = fetched.map_err(|error| error.to_string());
-                if let Err(watch::error::SendError(Some(Ok(path)))) = tell.send(Some(fetched)) {
-                    // Nobody wants it any more.
-                    let _ = fs::remove_file(path);
+                let fetched = inner.fetch_ahead(&source, &name, blank).await;
+                if let Err(error) = &fetched {
+                    tracing::debug!(%error, %source, name, "WAL is not fetched ahead");
                 }
+                // Where nobody wants it any more, it goes.
+                let _ = tell.send(Some(fetched.ok().flatten()));
             });
         }
     }
@@ -194,18 +226,43 @@ fn following(name: &str, len: u64) -> Vec<String> {
 }
 
 impl Inner {
-    async fn fetch(&self, source: &SourceRef, name: &str, accept_loss: bool) -> Result<Found> {
+    async fn fetch(
+        &self,
+        source: &SourceRef,
+        name: &str,
+        accept_loss: bool,
+        blank: Option<Blank>,
+    ) -> Result<Found> {
         let Some(file) = self.locate(source, name, accept_loss).await? else {
             return Ok(Found::Absent);
         };
         tracing::debug!(target: "holdfast::phase", phase = "wal-fetch");
-        let path = self.download(source, &file).await?;
-        let opened = File::open(&path).map_err(AgentError::io("open", &path))?;
-        let _ = fs::remove_file(&path);
-        Ok(Found::File {
-            file: opened,
-            len: file.len,
-        })
+        let len = file.len;
+        let file = self.download(source, &file, blank).await?;
+        Ok(Found::File { file, len })
+    }
+
+    /// A file that nobody has asked for yet, if the journal has it.
+    async fn fetch_ahead(
+        &self,
+        source: &SourceRef,
+        name: &str,
+        blank: Option<Blank>,
+    ) -> Result<Option<Arc<File>>> {
+        let Some(file) = self.locate(source, name, true).await? else {
+            return Ok(None);
+        };
+        let is_theirs = blank.is_some();
+        let brought = self.download(source, &file, blank).await?;
+        if is_theirs {
+            // Servers wait until a segment is on the disk: it had better be by then. What cannot be synced is fetched again.
+            let file = Arc::clone(&brought);
+            tokio::task::spawn_blocking(move || file.sync_data())
+                .await
+                .map_err(|error| AgentError::Internal(error.to_string()))?
+                .map_err(|error| AgentError::io("sync", name.as_ref())(error))?;
+        }
+        Ok(Some(brought))
     }
 
     async fn connections(&self) -> Result<Vec<Connection>> {
@@ -256,8 +313,13 @@ impl Inner {
         }
     }
 
-    /// Brings a file into a file of ours; every chunk of it is checked.
-    async fn download(&self, source: &SourceRef, file: &JournalFile) -> Result<PathBuf> {
+    /// Brings a file into an empty one, or one of ours; every chunk of it is checked.
+    async fn download(
+        &self,
+        source: &SourceRef,
+        file: &JournalFile,
+        blank: Option<Blank>,
+    ) -> Result<Arc<File>> {
         let connections = self.connections().await?;
         let page =
             SnapshotId::try_from(&file.page[..]).map_err(|error| AgentError::Invalid(error.to_string()))?;
@@ -274,30 +336,37 @@ impl Inner {
                 format!("the controllers gave another page than that of {}", file.name),
             )));
         }
-        let path = self
-            .dir
-            .join(self.made.fetch_add(1, Ordering::Relaxed).to_string());
-        let out = File::create_new(&path).map_err(AgentError::io("make", &path))?;
-        let read = opened.read_file(format!("/{}", file.name).as_bytes(), out).await;
-        match read {
-            Ok(len) if len == file.len => Ok(path),
-            Ok(_) => {
-                gone(&path);
-                Err(AgentError::Remote(Fault::new(
-                    ErrorKind::Corrupt,
-                    format!("{} is of another length than the catalog says", file.name),
-                )))
-            }
-            Err(error) => {
-                gone(&path);
-                Err(lift(error))
-            }
+        let out = Arc::new(match blank {
+            Some(blank) => blank.into_file(),
+            None => self.own_file()?,
+        });
+        let path = format!("/{}", file.name);
+        let read = opened.read_file(path.as_bytes(), Arc::clone(&out)).await;
+        if read.map_err(lift)? != file.len {
+            return Err(AgentError::Remote(Fault::new(
+                ErrorKind::Corrupt,
+                format!("{} is of another length than the catalog says", file.name),
+            )));
         }
+        (&*out)
+            .rewind()
+            .map_err(|error| AgentError::io("rewind", file.name.as_ref())(error))?;
+        Ok(out)
     }
-}
 
-fn gone(path: &Path) {
-    let _ = fs::remove_file(path);
+    /// A file of ours that has no name any more.
+    fn own_file(&self) -> Result<File> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join(number.to_string());
+        let made = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
+        let file = made.map_err(AgentError::io("make", &path))?;
+        fs::remove_file(&path).map_err(AgentError::io("remove", &path))?;
+        Ok(file)
+    }
 }
 
 fn lift(error: RestoreError) -> AgentError {

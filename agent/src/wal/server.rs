@@ -2,9 +2,10 @@
 
 use super::{
     archives::Archives,
+    blank::Blank,
     caller,
     cluster_files::ClusterFiles,
-    fetched::{Fetcher, Found},
+    fetched::{Fetcher, Found, Wanted},
     protocol::{Answer, Request, TEXT_MAX, receive, send},
 };
 use crate::{
@@ -16,15 +17,16 @@ use crate::{
 use holdfast_core::{ErrorKind, HasKind as _, Name, NameError, SourceRef};
 use holdfast_net::client::ClientTls;
 use std::{
-    fs, io,
-    net::Shutdown,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    fs,
+    os::{
+        fd::AsFd as _,
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 use tokio::{
-    io::BufReader,
     net::{UnixListener, UnixStream},
     sync::Semaphore,
 };
@@ -42,8 +44,6 @@ const NAME_LOGGED: usize = 130;
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest that a push may take before the server is told to try again.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(120);
-/// Longest that a client which gets a file may read nothing of it.
-const TAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often sessions are looked at that nothing is appended to.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 
@@ -116,6 +116,7 @@ impl Service {
             let connection = tokio::select! {
                 () = stop.cancelled() => break,
                 _ = idle.tick() => {
+                    self.fetcher.forget_what_nobody_wants();
                     for archive in self.archives.all() {
                         // Not here: a push may hold it for long.
                         tokio::spawn(async move { archive.close_idle().await });
@@ -161,8 +162,7 @@ impl Service {
     }
 
     async fn answer(&self, connection: UnixStream, caller: u32) -> Result<()> {
-        let mut output = connection;
-        let request = tokio::time::timeout(ASK_TIMEOUT, receive(&mut BufReader::new(&mut output)))
+        let (request, handles) = tokio::time::timeout(ASK_TIMEOUT, receive(&connection))
             .await
             .map_err(|_| failure(ErrorKind::Timeout, "it asked nothing in time"))??;
         match request {
@@ -179,7 +179,7 @@ impl Service {
                     Ok(()) => Answer::Kept,
                     Err(error) => failed(&source, &error),
                 };
-                send(&mut output, &answer).await
+                send(&connection, &answer, &[]).await
             }
             Request::Fetch {
                 source,
@@ -188,13 +188,23 @@ impl Service {
                 accept_loss,
             } => {
                 let patience = Duration::from_millis(patience_ms);
-                match self.fetch(caller, &source, &name, (patience, accept_loss)).await {
-                    Ok(Found::Absent) => send(&mut output, &Answer::Absent).await,
+                // A file system of the caller's may keep us waiting.
+                let blanks = tokio::task::spawn_blocking(move || Blank::all(handles, caller))
+                    .await
+                    .map_err(|error| AgentError::Internal(error.to_string()))?;
+                let wanted = Wanted {
+                    name: &name,
+                    caller,
+                    patience,
+                    accept_loss,
+                    blanks,
+                };
+                match self.fetch(&source, wanted).await {
+                    Ok(Found::Absent) => send(&connection, &Answer::Absent, &[]).await,
                     Ok(Found::File { file, len }) => {
-                        send(&mut output, &Answer::File { len }).await?;
-                        give(output, file, &name).await
+                        send(&connection, &Answer::File { len }, &[file.as_fd()]).await
                     }
-                    Err(error) => send(&mut output, &failed(&source, &error)).await,
+                    Err(error) => send(&connection, &failed(&source, &error), &[]).await,
                 }
             }
         }
@@ -229,14 +239,9 @@ impl Service {
         Ok(())
     }
 
-    async fn fetch(
-        &self,
-        caller: u32,
-        source: &str,
-        name: &str,
-        (patience, accept_loss): (Duration, bool),
-    ) -> Result<Found> {
+    async fn fetch(&self, source: &str, wanted: Wanted<'_>) -> Result<Found> {
         let source = self.source(source)?;
+        let (name, caller) = (wanted.name, wanted.caller);
         if caller != 0 {
             let (section_name, section) = self.may_fetch(&source).ok_or_else(|| {
                 AgentError::NotAllowed(format!(
@@ -257,15 +262,15 @@ impl Service {
                     .metadata()
                     .map_err(AgentError::io("look at", Path::new(name)))?
                     .len();
-                return Ok(Found::File { file, len });
+                return Ok(Found::File {
+                    file: Arc::new(file),
+                    len,
+                });
             }
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        match (
-            self.fetcher.fetch(&source, name, patience, accept_loss).await?,
-            damage,
-        ) {
+        match (self.fetcher.fetch(&source, wanted).await?, damage) {
             (Found::Absent, Some(damage)) => Err(damage),
             (found, _) => Ok(found),
         }
@@ -306,22 +311,6 @@ impl Service {
     }
 }
 
-/// Sends a file's bytes, from kernel to kernel: a server that recovers waits for each of them.
-async fn give(output: UnixStream, mut file: fs::File, name: &str) -> Result<()> {
-    let failed = |error| AgentError::io("send", Path::new(name))(error);
-    let mut output = output.into_std().map_err(failed)?;
-    output.set_nonblocking(false).map_err(failed)?;
-    output.set_write_timeout(Some(TAKE_TIMEOUT)).map_err(failed)?;
-    let given = tokio::task::spawn_blocking(move || {
-        io::copy(&mut file, &mut output)?;
-        output.shutdown(Shutdown::Write)
-    });
-    given
-        .await
-        .map_err(|error| AgentError::Internal(error.to_string()))?
-        .map_err(failed)
-}
-
 fn failure(kind: ErrorKind, why: &str) -> AgentError {
     AgentError::Server {
         action: "serve WAL",
@@ -332,14 +321,13 @@ fn failure(kind: ErrorKind, why: &str) -> AgentError {
 
 /// Tells a user whom no section names.
 async fn refuse(connection: UnixStream, caller: u32) -> Result<()> {
-    let (input, mut output) = connection.into_split();
-    let _: Request = receive(&mut BufReader::new(input)).await?;
+    let _: (Request, _) = receive(&connection).await?;
     tracing::debug!(caller, "a user whom agent.toml does not name asked for WAL");
     let why = format!(
         "the user with number {caller} may not push or fetch WAL on this host; if the server runs as that user, name it in \
          agent.toml and restart the agent:\n[postgres.NAME]\nuser = \"NAME\""
     );
-    send(&mut output, &Answer::Failed { why }).await
+    send(&connection, &Answer::Failed { why }, &[]).await
 }
 
 fn failed(source: &str, error: &AgentError) -> Answer {

@@ -40,7 +40,17 @@ const POINT: &str = "bench_end";
 pub fn run(plan: &Plan) -> anyhow::Result<()> {
     let segments = ((SEGMENTS as f64 * plan.scale) as usize).max(8);
     let mut plan = plan.clone();
-    plan.tools = Some(TOOLS.iter().map(ToString::to_string).collect());
+    let wanted = plan.tools.take();
+    let is_wanted = |tool: &&str| {
+        wanted
+            .as_ref()
+            .is_none_or(|wanted| wanted.iter().any(|name| name == tool))
+    };
+    let tools: Vec<&str> = TOOLS.into_iter().filter(is_wanted).collect();
+    if tools.is_empty() {
+        bail!("no tool of {TOOLS:?} is wanted");
+    }
+    plan.tools = Some(tools.iter().map(ToString::to_string).collect());
     let place = Place::take(&plan, segments as u64 * (24 << 20), segments as u64 * (16 << 20))?;
     let base = place.dir.join("pg");
     Server::make_dir(&base);
@@ -52,9 +62,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
             println!("time is over");
             break;
         }
-        let mut tools = TOOLS;
-        tools.rotate_left(round % TOOLS.len());
-        for tool in tools {
+        for at in 0..tools.len() {
+            let tool = tools[(round + at) % tools.len()];
             bench.replay(tool)?;
         }
         bench.report.rounds_done = round + 1;
