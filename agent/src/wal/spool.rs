@@ -3,9 +3,12 @@
 //! **Architecture invariants.** A file is in the index only when it, its name and its directory are synced. It leaves only when
 //! the controllers hold it, or into `aside/`, where somebody has to look at it. All of it together stays within its limit.
 
+mod line;
+
+#[cfg(test)]
+use super::{cluster_files::Candidate, sealing::Sealing};
 use super::{
-    cluster_files::{Candidate, Stamp},
-    sealing::Sealing,
+    cluster_files::Stamp,
     spooled::{self, Spooled, now_millis},
 };
 use crate::error::{AgentError, Result};
@@ -178,37 +181,10 @@ impl Spool {
     ///
     /// # Errors
     /// `NoSpace` when it, or the disk, is full; when the file cannot be read, or changes meanwhile.
+    #[cfg(test)]
     pub fn put(&self, sealing: &Sealing, from: &Candidate, system_id: u64) -> Result<()> {
-        self.check_room(from.len)?;
-        let name = from.name.to_string();
-        let unfinished = self.dir.join(format!("{name}{UNFINISHED}"));
-        let note = self.synced(spooled::write(sealing, from, system_id, &unfinished))?;
-        tracing::debug!(target: "holdfast::phase", phase = "spool-rename");
-        let path = self.dir.join(&name);
-        let disk = fs::metadata(&unfinished)
-            .map_err(AgentError::io("look at", &unfinished))?
-            .len();
-        {
-            // Under the lock, so that who removes a file by its generation removes that very file.
-            let mut index = self.index.lock();
-            rustix::fs::rename(&unfinished, &path).map_err(AgentError::io("rename", &unfinished))?;
-            self.synced(sync(&self.dir))?;
-            index.generation += 1;
-            let held = Held {
-                generation: index.generation,
-                len: note.len,
-                disk,
-                content: Some(note.content),
-                stamp: Some(from.stamp()),
-                at: note.spooled_at,
-                is_damaged: false,
-            };
-            let before = index.files.insert(name, held);
-            index.bytes = index.bytes + disk - before.map_or(0, |before| before.disk);
-        }
-        self.changes.send_modify(|count| *count += 1);
-        tracing::debug!(target: "holdfast::phase", phase = "spool-kept");
-        Ok(())
+        let (_, failed) = self.put_all(sealing, std::slice::from_ref(from), system_id, &|| false);
+        failed.map_or(Ok(()), Err)
     }
 
     /// Remembers that a sync failed.
@@ -220,10 +196,12 @@ impl Spool {
         outcome
     }
 
-    fn check_room(&self, len: u64) -> Result<()> {
+    /// Whether there is room for a file beside `waiting` ones that need `pending` bytes.
+    fn check_room(&self, len: u64, waiting: u64, pending: u64) -> Result<()> {
         let fill = self.fill();
-        let room = room_for(len);
-        let is_full = fill.bytes.saturating_add(room) > self.limit || fill.files >= FILES_MAX as u64;
+        let room = room_for(len).saturating_add(pending);
+        let is_full =
+            fill.bytes.saturating_add(room) > self.limit || fill.files + waiting >= FILES_MAX as u64;
         let about = rustix::fs::statvfs(&self.dir).map_err(AgentError::io("look at", &self.dir))?;
         let free = about.f_bavail.saturating_mul(about.f_frsize);
         let why = if is_full {

@@ -27,8 +27,8 @@ use std::{
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Files that are spooled before the server asks for them: it starts a program for each, which takes longer than the file.
-const AHEAD_FILES: usize = 8;
+/// Files that are spooled before the server asks for them: it starts a program for each, so that the cores would wait.
+const AHEAD_FILES: usize = 16;
 /// How much of a spool these may fill: the rest is for what is asked for.
 const AHEAD_SHARE: (u64, u64) = (3, 4);
 /// Longest that the journal is asked whether it has files of these names. If it does not answer, it is asked when it gets them.
@@ -181,21 +181,23 @@ impl Archive {
         files: &Arc<ClusterFiles>,
         wanted: &Candidate,
     ) -> Result<Put> {
-        let writing = spooling.writing.lock().await;
+        let mut changes = spooling.spool.changes();
+        let writing = loop {
+            changes.borrow_and_update();
+            if self.is_held(spooling, files, wanted).await? {
+                return Ok(Put::Kept);
+            }
+            // Who writes now may write this very file.
+            tokio::select! {
+                writing = spooling.writing.lock() => break writing,
+                _ = changes.changed() => {}
+            }
+        };
+        if self.is_held(spooling, files, wanted).await? {
+            return Ok(Put::Kept);
+        }
         if *writing {
             return Err(unavailable("the agent ends"));
-        }
-        let name = wanted.name.to_string();
-        if let Some(held) = spooling.spool.held(&name)
-            && !held.is_damaged
-        {
-            let is_same = held.stamp == Some(wanted.stamp())
-                || held.content == Some(self.content_of(files, wanted.name).await?);
-            if !is_same {
-                return Err(divergent(wanted.name));
-            }
-            spooling.spool.note_stamp(&name, wanted.stamp());
-            return Ok(Put::Kept);
         }
         if spooling.is_refused.load(Ordering::Relaxed) {
             let why = spooling.trouble.lock().clone().unwrap_or_default();
@@ -219,11 +221,36 @@ impl Archive {
             tracing::info!(%error, source = %self.source, "the spool cannot be used yet");
             return Ok(Put::Straight);
         }
+        let name = wanted.name.to_string();
         let known = self.in_journal(spooling, vec![name.clone()]).await;
         if known.contains_key(&name) {
             return Ok(Put::Straight);
         }
-        self.write(spooling, files, one(files, wanted.name).await?).await
+        let file = one(files, wanted.name).await?;
+        self.write(spooling, files, vec![file]).await
+    }
+
+    /// Whether the spool has that file, undamaged.
+    ///
+    /// # Errors
+    /// `Conflict` when it has another content.
+    async fn is_held(
+        &self,
+        spooling: &Spooling,
+        files: &Arc<ClusterFiles>,
+        wanted: &Candidate,
+    ) -> Result<bool> {
+        let name = wanted.name.to_string();
+        let Some(held) = spooling.spool.held(&name).filter(|held| !held.is_damaged) else {
+            return Ok(false);
+        };
+        let is_same = held.stamp == Some(wanted.stamp())
+            || held.content == Some(self.content_of(files, wanted.name).await?);
+        if !is_same {
+            return Err(divergent(wanted.name));
+        }
+        spooling.spool.note_stamp(&name, wanted.stamp());
+        Ok(true)
     }
 
     /// The controllers know that WAL of this cluster may wait here.
@@ -245,20 +272,26 @@ impl Archive {
         spooling.tail.announce(system_id, files.place.clone()).await
     }
 
-    async fn write(&self, spooling: &Spooling, files: &ClusterFiles, file: Candidate) -> Result<Put> {
+    /// Writes these files, in their order as far as it goes.
+    async fn write(&self, spooling: &Spooling, files: &ClusterFiles, these: Vec<Candidate>) -> Result<Put> {
         let (spool, sealing) = (Arc::clone(&spooling.spool), self.sealing.clone());
         let system_id = files.cluster.system_id.0;
+        let stop = spooling.stop.clone();
+        let is_ahead = these.len() > 1;
         tracing::debug!(target: "holdfast::phase", phase = "spool-seal");
-        let put = tokio::task::spawn_blocking(move || spool.put(&sealing, &file, system_id))
-            .await
-            .map_err(|error| AgentError::Internal(error.to_string()))?;
-        match put {
-            Ok(()) => Ok(Put::Kept),
-            Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io) => {
+        let (_, failed) = tokio::task::spawn_blocking(move || {
+            // What somebody waits for is written all the same.
+            spool.put_all(&sealing, &these, system_id, &|| is_ahead && stop.is_cancelled())
+        })
+        .await
+        .map_err(|error| AgentError::Internal(error.to_string()))?;
+        match failed {
+            None => Ok(Put::Kept),
+            Some(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io) => {
                 tracing::info!(%error, source = %self.source, "WAL cannot be spooled now");
                 Ok(Put::Full(error))
             }
-            Err(error) => Err(error),
+            Some(error) => Err(error),
         }
     }
 
@@ -326,34 +359,37 @@ impl Archive {
         files: &Arc<ClusterFiles>,
         but: WalFile,
     ) -> Result<()> {
-        let listed = Arc::clone(files);
-        let ready = tokio::task::spawn_blocking(move || listed.ready(but, AHEAD_FILES))
-            .await
-            .map_err(|error| AgentError::Internal(error.to_string()))?;
-        let is_new = |name: &WalFile| spooling.spool.held(&name.to_string()).is_none();
-        let ready: Vec<WalFile> = ready.into_iter().filter(is_new).collect();
-        let known = self
-            .in_journal(spooling, ready.iter().map(WalFile::to_string).collect())
-            .await;
-        for name in ready {
+        loop {
+            let listed = Arc::clone(files);
+            let ready = tokio::task::spawn_blocking(move || listed.ready(but, AHEAD_FILES))
+                .await
+                .map_err(|error| AgentError::Internal(error.to_string()))?;
+            let is_new = |name: &WalFile| spooling.spool.held(&name.to_string()).is_none();
+            let ready: Vec<WalFile> = ready.into_iter().filter(is_new).collect();
+            let names = ready.iter().map(WalFile::to_string).collect();
+            let known = self.in_journal(spooling, names).await;
             let writing = spooling.writing.lock().await;
-            let Fill { bytes, limit, .. } = spooling.spool.fill();
-            let is_full = bytes > limit / AHEAD_SHARE.1 * AHEAD_SHARE.0;
             let is_known = spooling.tail.is_known(files.cluster.system_id);
-            if *writing || is_full || !is_known || spooling.is_refused.load(Ordering::Relaxed) {
+            if *writing || !is_known || spooling.is_refused.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            if known.contains_key(&name.to_string()) || !is_new(&name) {
-                continue;
-            }
-            let opened = candidates(Arc::clone(files), vec![name]).await?.pop();
+            let is_new = |name: &WalFile| !known.contains_key(&name.to_string()) && is_new(name);
+            let ready = ready.into_iter().filter(is_new).collect();
+            let Fill { bytes, limit, .. } = spooling.spool.fill();
+            let mut room = (limit / AHEAD_SHARE.1 * AHEAD_SHARE.0).saturating_sub(bytes);
+            let mut these = Vec::new();
             // What cannot be read is left to its own turn.
-            let Some(Ok(candidate)) = opened else { continue };
-            if !matches!(self.write(spooling, files, candidate).await?, Put::Kept) {
+            for candidate in candidates(Arc::clone(files), ready).await?.into_iter().flatten() {
+                let Some(left) = room.checked_sub(candidate.len) else {
+                    break;
+                };
+                room = left;
+                these.push(candidate);
+            }
+            if these.is_empty() || !matches!(self.write(spooling, files, these).await?, Put::Kept) {
                 return Ok(());
             }
         }
-        Ok(())
     }
 
     /// The file from the spool, checked, if it is there.

@@ -217,3 +217,63 @@ fn a_changed_byte_is_always_seen() {
     fs::copy(&path, spool.dir().join(TWO)).unwrap();
     assert_eq!(spool.read(TWO).err().map(|e| e.kind()), Some(ErrorKind::Corrupt));
 }
+
+fn several(world: &World, len: usize) -> Vec<Candidate> {
+    let name = |number| format!("0000000100000000000000{number:02X}");
+    let file = |number| world.file(&name(number), len, number);
+    (1..=8).map(file).collect()
+}
+
+fn left(spool: &Spool) -> usize {
+    let names = listed(spool.dir()).unwrap();
+    names
+        .iter()
+        .filter(|(name, _, _)| name.ends_with(UNFINISHED))
+        .count()
+}
+
+#[test]
+fn of_several_files_one_is_there_only_with_all_before_it() {
+    let world = World::new();
+    for bad in [0, 4, 7] {
+        let spool = world.spool(1 << 30);
+        let files = several(&world, 1 << 20);
+        let name = files[bad].name.to_string();
+        // The server wrote to it since it was opened.
+        fs::write(world.dir.path().join(&name), b"other").unwrap();
+        let (taken, failed) = spool.put_all(&world.sealing, &files, SYSTEM, &|| false);
+        assert_eq!(taken, bad);
+        assert!(failed.is_some());
+        assert_eq!((spool.fill().files, left(&spool)), (bad as u64, 0));
+        let (taken, failed) =
+            spool.put_all(&world.sealing, &several(&world, 1 << 20)[bad..], SYSTEM, &|| false);
+        assert_eq!((taken, failed.is_none()), (8 - bad, true));
+        for file in files {
+            let name = file.name.to_string();
+            assert!(out(&spool, &name).unwrap() == world.original(&name), "{name}");
+        }
+        assert_eq!(spool.fill().files, 8);
+        let spool = world.spool(1 << 30);
+        for (name, held) in spool.first(8, u64::MAX) {
+            spool.remove(&name, held.generation).unwrap();
+        }
+    }
+}
+
+#[test]
+fn several_files_stay_within_the_limit_and_stop_when_told() {
+    let world = World::new();
+    let spool = world.spool(5 << 20);
+    let (taken, failed) = spool.put_all(&world.sealing, &several(&world, 1 << 20), SYSTEM, &|| false);
+    assert!(spool.fill().bytes <= 5 << 20);
+    assert_eq!(failed.unwrap().kind(), ErrorKind::NoSpace);
+    assert!((2..=4).contains(&taken), "{taken}");
+    assert_eq!((spool.fill().files, left(&spool)), (taken as u64, 0));
+
+    let other = World::new();
+    let spool = other.spool(1 << 30);
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let is_over = || asked.fetch_add(1, Ordering::Relaxed) >= 3;
+    let (taken, failed) = spool.put_all(&other.sealing, &several(&other, 1 << 20), SYSTEM, &is_over);
+    assert_eq!((taken, failed.is_none(), left(&spool)), (3, true, 0));
+}
