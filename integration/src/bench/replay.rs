@@ -28,8 +28,8 @@ const ROWS: u64 = 200_000;
 /// As orders are.
 const ROW: &str = "i, now() - i * interval '1 second', (random() * 1e6)::numeric(12, 2), md5(i::text) || md5(random()::text), \
     'customer ' || (random() * 1e5)::int || ' asked for delivery by ' || (ARRAY['post','courier','rail'])[1 + (random() * 2)::int]";
-/// The tools, ours first.
-const TOOLS: [&str; 3] = ["holdfast", "pgbackrest", "pgbackrest async"];
+/// The tools, ours first. The last one only copies: the server's own work and little else.
+const TOOLS: [&str; 4] = ["holdfast", "pgbackrest", "pgbackrest async", "cp"];
 /// The point that every recovery goes to.
 const POINT: &str = "bench_end";
 
@@ -108,9 +108,11 @@ impl Bench {
         };
         let theirs = bench.plain.line("archive-push %p");
         let settings = format!(
-            "archive_mode = on\narchive_command = '{push} && {theirs}'\nwal_level = replica\nautovacuum = off\nmax_wal_size = '4GB'\n\
-             shared_buffers = '512MB'\n"
+            "archive_mode = on\narchive_command = '{push} && {theirs} && cp %p {}/%f'\nwal_level = replica\nautovacuum = off\nmax_wal_size = '4GB'\n\
+             shared_buffers = '512MB'\n",
+            bench.copies().display()
         );
+        Server::make_dir(&bench.copies());
         File::options()
             .append(true)
             .open(server.data().join("postgresql.conf"))?
@@ -166,6 +168,7 @@ impl Bench {
                 self.base.join("holdfast-agent").display(),
                 self.base.join("agent.sock").display()
             ),
+            "cp" => format!("cp {}/%f %p", self.copies().display()),
             _ => {
                 let peer = if tool == "pgbackrest" {
                     &self.plain
@@ -187,6 +190,7 @@ impl Bench {
         let _ = Output::of(signal).ok();
         measure::read_all(&self.cluster.store_dir())?;
         measure::read_all(&self.plain.repository())?;
+        measure::read_all(&self.copies())?;
         rustix::fs::sync();
         let log = self.base.join("replayed.log");
         let mut command = as_server(&self.server, Path::new("/usr/lib/postgresql/15/bin/postgres"));
@@ -215,6 +219,11 @@ impl Bench {
         self.report.add(row, cost, None, 0);
         fs::remove_dir_all(&data)?;
         Ok(())
+    }
+
+    /// Segments as they are, for who only copies.
+    fn copies(&self) -> PathBuf {
+        self.base.join("copies")
     }
 
     fn residents(&self, tool: &str) -> Vec<Resident> {

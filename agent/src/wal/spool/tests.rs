@@ -246,7 +246,9 @@ fn of_several_files_one_is_there_only_with_all_before_it() {
         assert!(failed.is_some());
         assert_eq!((spool.fill().files, left(&spool)), (bad as u64, 0));
         let (taken, failed) =
-            spool.put_all(&world.sealing, &several(&world, 1 << 20)[bad..], SYSTEM, &|| false);
+            spool.put_all(&world.sealing, &several(&world, 1 << 20)[bad..], SYSTEM, &|| {
+                false
+            });
         assert_eq!((taken, failed.is_none()), (8 - bad, true));
         for file in files {
             let name = file.name.to_string();
