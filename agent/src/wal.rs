@@ -16,6 +16,7 @@ mod caller;
 mod client;
 mod cluster_files;
 mod fetched;
+mod past_cache;
 mod protocol;
 mod queue;
 mod sealing;

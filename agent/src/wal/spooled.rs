@@ -8,6 +8,7 @@
 
 use super::{
     cluster_files::Candidate,
+    past_cache::PastCache,
     sealing::{About, SealedFile, Sealing, lengths_of},
 };
 use crate::{
@@ -80,7 +81,7 @@ fn written(sealing: &Sealing, from: &Candidate, system_id: u64, path: &Path) -> 
         .map_err(AgentError::io("make", path))?;
     let sink = Sink {
         path: path.to_owned(),
-        written: Mutex::new((file, Vec::new())),
+        written: Mutex::new((PastCache::new(file), Vec::new())),
     };
     let sealed = sealing.send(&[from], &sink)?.pop();
     let SealedFile {
@@ -104,6 +105,7 @@ fn written(sealing: &Sealing, from: &Candidate, system_id: u64, path: &Path) -> 
     tracing::debug!(target: "holdfast::phase", phase = "spool-note");
     let end = sealed_note(sealing, &note)?;
     file.write_all(&end).map_err(AgentError::io("write", path))?;
+    let file = file.finish().map_err(AgentError::io("write", path))?;
     tracing::debug!(target: "holdfast::phase", phase = "spool-sync");
     file.sync_data().map_err(AgentError::io("sync", path))?;
     Ok(note)
@@ -130,7 +132,7 @@ pub(super) fn now_millis() -> u64 {
 /// Takes packs as controllers would.
 struct Sink {
     path: PathBuf,
-    written: Mutex<(File, Vec<(PackId, u64)>)>,
+    written: Mutex<(PastCache, Vec<(PackId, u64)>)>,
 }
 
 impl Remote for Sink {
