@@ -210,3 +210,63 @@ fn told(error: &AgentError, code: u8) -> u8 {
     let _ = writeln!(std::io::stderr(), "holdfast-agent: {error}");
     code
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Seek as _;
+
+    fn filled(mut file: File) -> File {
+        file.write_all(b"segment").unwrap();
+        file.rewind().unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_of_ours_only_gets_its_name_and_any_other_is_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("RECOVERYXLOG");
+        let mut all = blanks(&path);
+        assert_eq!(all.len(), HANDLES_MAX);
+        let blank = filled(File::from(all.pop().unwrap()));
+        let inode = blank.metadata().unwrap().ino();
+        place(blank, 7, &path).unwrap();
+        let about = fs::metadata(&path).unwrap();
+        assert_eq!((about.ino(), about.nlink()), (inode, 1));
+
+        // In the place of a longer one.
+        fs::write(&path, b"what was there before").unwrap();
+        place(filled(File::from(all.pop().unwrap())), 7, &path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"segment");
+
+        // A file that has a name keeps it, and another file system's goes over whole.
+        let named = filled(
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(dir.path().join("named"))
+                .unwrap(),
+        );
+        for (number, other) in [named, filled(tempfile::tempfile_in("/dev/shm").unwrap())]
+            .into_iter()
+            .enumerate()
+        {
+            let path = dir.path().join(number.to_string());
+            let inode = other.metadata().unwrap().ino();
+            place(other, 7, &path).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"segment");
+            assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
+        }
+        assert!(dir.path().join("named").exists());
+    }
+
+    #[test]
+    fn a_file_of_another_length_than_was_said_is_not_placed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("RECOVERYXLOG");
+        let blank = filled(File::from(blanks(&path).pop().unwrap()));
+        assert!(place(blank, 8, &path).is_err());
+        assert!(!path.exists());
+    }
+}
