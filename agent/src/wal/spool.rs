@@ -196,6 +196,21 @@ impl Spool {
         outcome
     }
 
+    /// Refuses after a sync has failed, also what is on its way.
+    fn check_intact(&self) -> Result<()> {
+        if !self.is_broken.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(AgentError::Server {
+            action: "spool WAL",
+            message: format!(
+                "a sync of {} failed; it takes nothing until the agent is started again",
+                self.dir.display()
+            ),
+            kind: ErrorKind::NoSpace,
+        })
+    }
+
     /// Whether there is room for a file beside `waiting` ones that need `pending` bytes.
     fn check_room(&self, len: u64, waiting: u64, pending: u64) -> Result<()> {
         let fill = self.fill();

@@ -106,7 +106,8 @@ impl Line<'_> {
         let at = state.next;
         let len = self.files.get(at)?.len;
         let waiting = (at - state.named) as u64;
-        if let Err(error) = self.spool.check_room(len, waiting, state.pending) {
+        let room = || self.spool.check_room(len, waiting, state.pending);
+        if let Err(error) = self.spool.check_intact().and_then(|()| room()) {
             state.failed = Some((at, error));
             return None;
         }
@@ -172,6 +173,7 @@ impl Line<'_> {
 impl Spool {
     /// Gives files that are on the disk their names, durably, and notes them.
     fn name(&self, files: &[Candidate], ready: &[Written]) -> Result<()> {
+        self.check_intact()?;
         tracing::debug!(target: "holdfast::phase", phase = "spool-rename");
         {
             // Under the lock, so that who removes a file by its generation removes that very file.

@@ -279,3 +279,15 @@ fn several_files_stay_within_the_limit_and_stop_when_told() {
     let (taken, failed) = spool.put_all(&other.sealing, &several(&other, 1 << 20), SYSTEM, &is_over);
     assert_eq!((taken, failed.is_none(), left(&spool)), (3, true, 0));
 }
+
+#[test]
+fn after_a_failed_sync_nothing_is_taken_in() {
+    let world = World::new();
+    let spool = world.spool(1 << 30);
+    let failed = AgentError::io("sync", spool.dir())(std::io::Error::other("the disk is gone"));
+    assert!(spool.synced::<()>(Err(failed)).is_err());
+    let (taken, refused) = spool.put_all(&world.sealing, &several(&world, 1 << 20), SYSTEM, &|| false);
+    assert_eq!((taken, refused.unwrap().kind()), (0, ErrorKind::NoSpace));
+    assert_eq!((spool.fill().files, left(&spool)), (0, 0));
+    assert!(!spool.could_take(1));
+}
